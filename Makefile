@@ -1,0 +1,47 @@
+# Variables of the set-up: PYTHON, the interpreter to use; DEVICE, cpu or cuda (default: what is there).
+PYTHON ?=
+DEVICE ?=
+export PYTHON DEVICE
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup test lint type-check test-gpu demo clean
+
+help:
+	@echo "make setup     create or complete $(VENV)"
+	@echo "make test      set-up, then ruff, mypy, pytest"
+	@echo "make test-gpu  set-up, then the tests that need a CUDA device"
+	@echo "make demo      set-up, then serve a model over HTTP and stream an answer"
+	@echo "make clean     remove $(VENV) and what builds and tools leave behind"
+
+setup: $(STAMP)
+
+# The stamp lies in the environment, so that it goes when the environment goes.
+$(STAMP): setup.cfg install/create_environment.sh install/install_packages.py
+	install/create_environment.sh
+	touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type-check: setup
+	$(BIN)/mypy
+
+# Triton kernels run in its interpreter, which must be chosen before Triton is imported.
+test: export OMP_NUM_THREADS ?= 1  # the tests run several processes on few cores
+test: lint type-check
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+	$(BIN)/python -m pytest tests --ignore tests/kernels
+
+test-gpu: setup
+	$(BIN)/python -m pytest tests -m gpu
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
