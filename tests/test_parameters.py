@@ -1,0 +1,270 @@
+"""Parameters: every bad value is refused by name, every good one arrives in its type."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from dataclasses import asdict, fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_sparsed.parameter_table import PARAMETERS
+from vllm_sparsed.parameters import (
+    ParameterError,
+    RequestParameters,
+    ServerSettings,
+    parameter_table,
+    request_parameters,
+    server_settings,
+)
+
+SERVER = server_settings({}, "low_confidence")
+# The pattern store of this one allows any request.
+WIDE = server_settings({"sparsed": {"select": 1.0, "block_size": 16}}, "low_confidence")
+
+GOOD = {
+    "diffusion_steps": [(1, 1), (64.0, 64), (2**31 - 1, 2**31 - 1)],
+    "diffusion_block_length": [(1, 1), (32.0, 32)],
+    "diffusion_alg": [
+        (name, name)
+        for name in (
+            "low_confidence",
+            "random",
+            "origin",
+            "maskgit_plus",
+            "topk_margin",
+            "entropy",
+        )
+    ],
+    "diffusion_alg_temp": [(0, 0.0), (0.5, 0.5), (3, 3.0)],
+    "diffusion_eps": [(1e-3, 1e-3), (0.999, 0.999)],
+    "diffusion_cfg_scale": [(0, 0.0), (1.5, 1.5)],
+    "sparsed_skip": [(0, 0.0), (0.99, 0.99)],
+    "sparsed_select": [(1, 1.0), (0.01, 0.01)],
+    "sparsed_block_size": [(16, 16), (32, 32), (64.0, 64), (128, 128)],
+}
+FLAGS = ("diffusion_logits_eos_inf", "diffusion_confidence_eos_eot_inf", "sparsed_enabled")
+for flag in FLAGS:
+    GOOD[flag] = [(v, True) for v in (True, 1, 1.0, "true", "True")]
+    GOOD[flag] += [(v, False) for v in (False, 0, 0.0, "false")]
+
+NOT_NUMBERS = [True, "1", "nan", [1], {}, float("nan"), float("inf"), -float("inf"), 10**400]
+BAD = {
+    "diffusion_steps": [*NOT_NUMBERS, 0, -1, 1.5, 2**31, 1e300],
+    "diffusion_block_length": [*NOT_NUMBERS, 0, 0.5, 2**31],
+    "diffusion_alg": [1, True, "", "Origin", ["origin"], "low_confidence "],
+    "diffusion_alg_temp": [*NOT_NUMBERS, -0.1, 1e7, None],
+    "diffusion_eps": [*NOT_NUMBERS, 0, 1, 1.0, -1e-9],
+    "diffusion_cfg_scale": [*NOT_NUMBERS, -1e-9, 1e7],
+    "sparsed_skip": [*NOT_NUMBERS, 1, 1.0, -0.1],
+    "sparsed_select": [*NOT_NUMBERS, 0, 1.01],
+    "sparsed_block_size": [*NOT_NUMBERS, 8, 48, 256, 32.5],
+}
+for flag in FLAGS:
+    BAD[flag] = [2, -1, 0.5, "yes", "", [], {}, float("nan"), None]
+
+PER_REQUEST = {
+    parameter.request_key: parameter for parameter in PARAMETERS if parameter.per_request
+}
+
+
+def cases(table: dict[str, list]) -> list:
+    return [
+        pytest.param(key, value, id=f"{key}-{str(value)[:20]}-{index}")
+        for key, values in table.items()
+        for index, value in enumerate(values)
+    ]
+
+
+def test_the_cases_are_of_all_parameters() -> None:
+    assert set(GOOD) == set(BAD) == set(PER_REQUEST)
+
+
+@pytest.mark.parametrize(("key", "case"), cases(GOOD))
+def test_good_value(key: str, case: tuple[object, object]) -> None:
+    given_value, value = case
+    parameter = PER_REQUEST[key]
+    parsed = getattr(request_parameters({key: given_value}, WIDE), parameter.field)
+    assert parsed == value
+    assert type(parsed) is type(value)
+    server = server_settings({parameter.group: {parameter.name: given_value}}, "random")
+    assert getattr(server.defaults, parameter.field) == value
+
+
+@pytest.mark.parametrize(("key", "value"), cases(BAD))
+def test_bad_value_is_refused_by_name(key: str, value: object) -> None:
+    parameter = PER_REQUEST[key]
+    with pytest.raises(ParameterError) as refusal:
+        request_parameters({key: value}, WIDE)
+    assert str(refusal.value).startswith(f"{key} is ")
+    assert parameter.allowed in str(refusal.value)
+    assert len(str(refusal.value)) < 300
+    with pytest.raises(ParameterError, match=rf"^{parameter.group}\.{parameter.name} is "):
+        server_settings({parameter.group: {parameter.name: value}}, "random")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(PER_REQUEST)) | st.text(max_size=5), JSON))
+def test_anything_else_raises_parameter_error_alone(extra_args: dict[str, object]) -> None:
+    with contextlib.suppress(ParameterError):
+        parameters = request_parameters(extra_args, WIDE)
+        assert set(extra_args) <= {*PER_REQUEST, "session_id"}
+        assert isinstance(parameters, RequestParameters)
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("diffusion_step", "Did you mean diffusion_steps?"),
+        ("sparsed_blocksize", "Did you mean sparsed_block_size?"),
+        ("steps", "Allowed here: diffusion_steps, "),
+        ("diffusion_default_canvas", "Allowed here: diffusion_steps, "),
+        ("sparsed_max_canvas", "is not a parameter"),
+        (7, "7 is not a parameter"),
+    ],
+)
+def test_unknown_request_key(key: object, hint: str) -> None:
+    with pytest.raises(ParameterError) as refusal:
+        request_parameters({key: 1}, SERVER)
+    assert str(refusal.value).startswith(f"{key!r} is not a parameter.")
+    assert hint in str(refusal.value)
+
+
+def test_foreign_keys_change_nothing() -> None:
+    assert request_parameters({"session_id": "x"}, SERVER) == request_parameters(None, SERVER)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"diffusion": {"stepps": 1}}, "'diffusion.stepps' is not a parameter. Did you mean"),
+        ({"sparsed": {"steps": 1}}, "'sparsed.steps' is not a parameter."),
+        ({"diffusion": [1]}, "diffusion is [1], but must be a JSON object."),
+        ({"sparsed": None}, "sparsed is None, but must be a JSON object."),
+        ({"diffusion": {"default_canvas": 0}}, "diffusion.default_canvas is 0"),
+        ({"sparsed": {"max_canvas": "1k"}}, "sparsed.max_canvas is '1k'"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_server_configuration(config: dict[str, object], message: str) -> None:
+    with pytest.raises(ParameterError) as refusal:
+        server_settings(config, "origin")
+    assert str(refusal.value).startswith(message)
+
+
+def test_defaults() -> None:
+    expected = ServerSettings(
+        defaults=RequestParameters(
+            steps=None,
+            block_length=None,
+            alg="low_confidence",
+            alg_temp=0.0,
+            eps=1e-3,
+            cfg_scale=0.0,
+            logits_eos_inf=False,
+            confidence_eos_eot_inf=False,
+            sparsed_enabled=True,
+            sparsed_skip=0.2,
+            sparsed_select=0.3,
+            sparsed_block_size=128,
+        ),
+        default_canvas=128,
+        sparsed_max_canvas=None,
+    )
+    assert expected == SERVER
+
+
+@pytest.mark.parametrize(
+    ("server", "extra_args", "block_length"),
+    [
+        pytest.param({}, {}, 32, id="llada"),
+        pytest.param({}, {"diffusion_alg": "random"}, 32, id="llada-random"),
+        pytest.param({}, {"diffusion_alg": "origin"}, None, id="dream"),
+        pytest.param({"block_length": 8}, {"diffusion_alg": "entropy"}, 8, id="server"),
+        pytest.param({"block_length": 8}, {"diffusion_block_length": 4}, 4, id="request"),
+        pytest.param({"alg": "topk_margin"}, {}, None, id="server-algorithm"),
+    ],
+)
+def test_block_length_by_algorithm(server, extra_args, block_length) -> None:
+    settings = server_settings({"diffusion": server}, "low_confidence")
+    assert request_parameters(extra_args, settings).block_length == block_length
+
+
+def test_a_request_keeps_the_server_defaults_it_does_not_set() -> None:
+    settings = server_settings(
+        {
+            "diffusion": {"steps": 9, "alg": "entropy", "default_canvas": 64},
+            "sparsed": {"enabled": False, "max_canvas": 512},
+            "of_others": {"steps": 1},
+        },
+        "low_confidence",
+    )
+    assert (settings.default_canvas, settings.sparsed_max_canvas) == (64, 512)
+    assert request_parameters({"diffusion_steps": None}, settings).steps == 9
+    parameters = request_parameters({"diffusion_eps": 0.5}, settings)
+    assert (parameters.steps, parameters.alg, parameters.eps) == (9, "entropy", 0.5)
+    assert parameters.sparsed_enabled is False
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "message"),
+    [
+        ({"sparsed_select": 0.31}, "sparsed_select is 0.31, but must be at most 0.3"),
+        ({"sparsed_block_size": 64}, "sparsed_block_size is 64, but must be at least 128"),
+    ],
+    ids=["select", "block_size"],
+)
+def test_more_than_the_pattern_store_holds_is_refused(extra_args, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        request_parameters(extra_args, SERVER)
+    request_parameters(extra_args, WIDE)
+
+
+@given(st.integers(1, 9999), st.floats(0, 1, exclude_min=True), st.none() | st.integers(1, 9999))
+def test_settings_survive_json(canvas: int, select: float, max_canvas: int | None) -> None:
+    settings = server_settings(
+        {
+            "diffusion": {"default_canvas": canvas},
+            "sparsed": {"select": select, "max_canvas": max_canvas},
+        },
+        "entropy",
+    )
+    assert ServerSettings.from_json(settings.to_json()) == settings
+    json.loads(settings.to_json())
+
+
+def test_fields_are_those_of_the_definitions() -> None:
+    assert {field.name for field in fields(RequestParameters)} == {
+        parameter.field for parameter in PER_REQUEST.values()
+    }
+    assert set(asdict(SERVER)) - {"defaults"} == {
+        parameter.field for parameter in PARAMETERS if not parameter.per_request
+    }
+
+
+def test_table_has_every_parameter() -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in parameter_table().splitlines()[2:]
+    ]
+    assert [row[1] for row in rows] == [f"`{parameter.server_key}`" for parameter in PARAMETERS]
+    for row, parameter in zip(rows, PARAMETERS, strict=True):
+        assert len(row) == 5
+        assert row[0] == (f"`{parameter.request_key}`" if parameter.per_request else "-")
+        assert row[2] == parameter.allowed
+
+
+def test_import_is_light() -> None:
+    program = (
+        "import sys, vllm_sparsed.parameters\n"
+        "assert not {'torch', 'vllm', 'numpy', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

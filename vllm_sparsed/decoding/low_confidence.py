@@ -1,0 +1,24 @@
+"""LLaDA's default: the candidates of highest probability first."""
+
+from torch import Tensor
+
+from vllm_sparsed.decoding.protocol import Proposal
+from vllm_sparsed.decoding.unmask_counts import even_share
+
+
+class LowConfidence:
+    """Confidence is the candidate's probability in the plain softmax of the logits."""
+
+    name = "low_confidence"
+    shapes_confidence = False
+
+    def num_to_unmask(
+        self, masks_at_start: int, masks_left: int, step: int, steps: int, eps: float
+    ) -> int:
+        return even_share(masks_at_start, step, steps)
+
+    def unmask_probability(self, step: int, steps: int, eps: float) -> float:
+        return 1.0
+
+    def confidence(self, proposal: Proposal) -> Tensor:
+        return proposal.probabilities().gather(1, proposal.candidates[:, None])[:, 0]

@@ -1,0 +1,323 @@
+"""One typed definition of each parameter: checks, messages and the README's table come from it.
+
+Neither PyTorch nor vLLM is imported here.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+LLADA_ALGORITHMS: Final = ("low_confidence", "random")
+DREAM_ALGORITHMS: Final = ("origin", "maskgit_plus", "topk_margin", "entropy")
+# Tokens of a semi-autoregressive block where neither request nor server says; the Dream
+# algorithms take the whole canvas as one block.
+LLADA_BLOCK_LENGTH: Final = 32
+
+# Characters of a refused value that a message repeats.
+SHOWN_CHARACTERS: Final = 80
+# Counts and lengths fit 32 bits: larger ones would not survive the way to the engine.
+_MAX_INTEGER: Final = 2**31 - 1
+
+Kind = Literal["integer", "number", "boolean", "name"]
+
+
+class ParameterError(ValueError):
+    """A parameter is unknown or its value is not allowed; the message names it and what is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """Definition of one parameter.
+
+    Attributes:
+        group: "diffusion" or "sparsed": prefix in a request, section in the server's configuration.
+        name: name without the prefix.
+        kind: type of the value.
+        default: value where nobody says; None: see `default_text`.
+        default_text: how the table shows the default, where the value alone does not say it.
+        minimum, maximum: bounds of a number, both allowed unless said to be open.
+        open_minimum, open_maximum: whether the bound itself is refused.
+        choices: the only values allowed.
+        per_request: whether a request may give it, not the server alone.
+        meaning: one sentence.
+    """
+
+    group: Literal["diffusion", "sparsed"]
+    name: str
+    kind: Kind
+    default: bool | int | float | str | None
+    meaning: str
+    default_text: str = ""
+    minimum: int | None = None
+    maximum: int | None = None
+    open_minimum: bool = False
+    open_maximum: bool = False
+    choices: tuple[int | str, ...] = ()
+    per_request: bool = True
+
+    @property
+    def request_key(self) -> str:
+        return f"{self.group}_{self.name}"
+
+    @property
+    def server_key(self) -> str:
+        return f"{self.group}.{self.name}"
+
+    @property
+    def field(self) -> str:
+        """Attribute of `RequestParameters` (or `ServerSettings`) that holds the value."""
+        return self.request_key if self.group == "sparsed" else self.name
+
+    @property
+    def allowed(self) -> str:
+        """The values allowed, in words."""
+        if self.choices:
+            return "one of " + ", ".join(str(choice) for choice in self.choices)
+        if self.kind == "boolean":
+            return "a boolean: true, false, 1 or 0"
+        noun = "an integer" if self.kind == "integer" else "a number"
+        if self.maximum is None:
+            return f"{noun} >= {self.minimum}"
+        left, right = "(" if self.open_minimum else "[", ")" if self.open_maximum else "]"
+        return f"{noun} in {left}{self.minimum}, {self.maximum}{right}"
+
+    def parse(self, value: object, key: str) -> Any:
+        """Return `value` in the parameter's type.
+
+        Args:
+            value: as it came from JSON or from Python.
+            key: how the caller names the parameter, for the message.
+
+        Raises:
+            ParameterError: not a value of this parameter.
+        """
+        if value is None and self.default is None:
+            return None
+        try:
+            parsed = _PARSERS[self.kind](value)
+        except (KeyError, OverflowError, TypeError, ValueError):
+            raise self._refusal(value, key) from None
+        if self.choices:
+            if parsed not in self.choices:
+                raise self._refusal(value, key)
+        elif self.kind in ("integer", "number") and not self._in_range(parsed):
+            raise self._refusal(value, key)
+        return parsed
+
+    def _in_range(self, value: float) -> bool:
+        below = self.minimum is not None and (
+            value < self.minimum or (self.open_minimum and value == self.minimum)
+        )
+        above = self.maximum is not None and (
+            value > self.maximum or (self.open_maximum and value == self.maximum)
+        )
+        return not (below or above)
+
+    def _refusal(self, value: object, key: str) -> ParameterError:
+        return ParameterError(f"{key} is {shown(value)}, but must be {self.allowed}.")
+
+
+def shown(value: object) -> str:
+    """`value` for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _integer(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    number = _number(value)
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
+def _boolean(value: object) -> bool:
+    # vLLM's HTTP schema has no boolean in vllm_xargs: true arrives as 1 or 1.0.
+    if isinstance(value, str):
+        return {"true": True, "false": False}[value.lower()]
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return bool(value)
+    raise TypeError
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+_PARSERS: Final[Mapping[Kind, Callable[[object], Any]]] = {
+    "integer": _integer,
+    "number": _number,
+    "boolean": _boolean,
+    "name": _name,
+}
+
+PARAMETERS: Final[tuple[Parameter, ...]] = (
+    Parameter(
+        "diffusion",
+        "steps",
+        "integer",
+        None,
+        "Denoising steps of the whole request, spread evenly over its blocks; a block never takes "
+        "more steps than it has masks nor fewer than one.",
+        default_text="as many as canvas tokens",
+        minimum=1,
+        maximum=_MAX_INTEGER,
+    ),
+    Parameter(
+        "diffusion",
+        "block_length",
+        "integer",
+        None,
+        "Tokens of a semi-autoregressive block; the last block may be shorter.",
+        default_text=f"{LLADA_BLOCK_LENGTH} with {' and '.join(LLADA_ALGORITHMS)}, else the whole "
+        "canvas",
+        minimum=1,
+        maximum=_MAX_INTEGER,
+    ),
+    Parameter(
+        "diffusion",
+        "alg",
+        "name",
+        None,
+        "How candidates are ranked and how many are committed in a step.",
+        default_text="low_confidence for LLaDA, origin for Dream",
+        choices=LLADA_ALGORITHMS + DREAM_ALGORITHMS,
+    ),
+    Parameter(
+        "diffusion",
+        "alg_temp",
+        "number",
+        0.0,
+        "Temperature of the order of unmasking: 0 takes the most confident candidates, more draws "
+        "them from softmax(confidence / alg_temp).",
+        minimum=0,
+        maximum=10**6,
+    ),
+    Parameter(
+        "diffusion",
+        "eps",
+        "number",
+        1e-3,
+        "Last time of the Dream algorithms' schedule, linspace(1, eps, steps + 1).",
+        minimum=0,
+        maximum=1,
+        open_minimum=True,
+        open_maximum=True,
+    ),
+    Parameter(
+        "diffusion",
+        "cfg_scale",
+        "number",
+        0.0,
+        "Classifier-free guidance c: logits = u + (c + 1)(l - u), u from a second sequence whose "
+        "prompt is masked; above 0 a request costs twice the tokens.",
+        minimum=0,
+        # Beyond it float32 logits could overflow.
+        maximum=10**6,
+    ),
+    Parameter(
+        "diffusion",
+        "logits_eos_inf",
+        "boolean",
+        False,
+        "The end-of-sequence logit is -inf before sampling: it is never a candidate.",
+    ),
+    Parameter(
+        "diffusion",
+        "confidence_eos_eot_inf",
+        "boolean",
+        False,
+        "Candidates that end the sequence or the turn have confidence -inf: they come last.",
+    ),
+    Parameter(
+        "diffusion",
+        "default_canvas",
+        "integer",
+        128,
+        "Canvas in tokens where neither max_tokens nor the checkpoint says.",
+        minimum=1,
+        maximum=_MAX_INTEGER,
+        per_request=False,
+    ),
+    Parameter(
+        "sparsed",
+        "enabled",
+        "boolean",
+        True,
+        "Sparse steps after the dense ones; false keeps every step dense.",
+    ),
+    Parameter(
+        "sparsed",
+        "skip",
+        "number",
+        0.2,
+        "Share of the steps that use full attention first (SparseD's skip).",
+        minimum=0,
+        maximum=1,
+        open_maximum=True,
+    ),
+    Parameter(
+        "sparsed",
+        "select",
+        "number",
+        0.3,
+        "Share of the key blocks that each query block keeps (SparseD's rho); a request may ask "
+        "for no more than the server's value.",
+        minimum=0,
+        maximum=1,
+        open_minimum=True,
+    ),
+    Parameter(
+        "sparsed",
+        "block_size",
+        "integer",
+        128,
+        "Tokens of a block of the pattern; a request may ask for no less than the server's value.",
+        choices=(16, 32, 64, 128),
+    ),
+    Parameter(
+        "sparsed",
+        "max_canvas",
+        "integer",
+        None,
+        "Longest canvas in tokens that the pattern store is sized for.",
+        default_text="the context length",
+        minimum=1,
+        maximum=_MAX_INTEGER,
+        per_request=False,
+    ),
+)
+
+
+def parameter_table() -> str:
+    """All parameters as a Markdown table, for the README."""
+    lines = [
+        "| Request | Server | Allowed | Default | Meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for parameter in PARAMETERS:
+        request = f"`{parameter.request_key}`" if parameter.per_request else "-"
+        default = parameter.default_text or json.dumps(parameter.default)
+        lines.append(
+            f"| {request} | `{parameter.server_key}` | {parameter.allowed} | {default} "
+            f"| {parameter.meaning} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(parameter_table(), end="")
