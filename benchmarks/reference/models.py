@@ -1,0 +1,210 @@
+"""LLaDA and Dream in plain PyTorch, from the checkpoint's own tensors."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import embedding, linear, silu
+
+# LLaDA's names of a layer's tensors, by Dream's.
+_LLADA_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "q_proj",
+    "self_attn.k_proj": "k_proj",
+    "self_attn.v_proj": "v_proj",
+    "self_attn.o_proj": "attn_out",
+    "post_attention_layernorm": "ff_norm",
+    "mlp.gate_proj": "ff_proj",
+    "mlp.up_proj": "up_proj",
+    "mlp.down_proj": "ff_out",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """What config.json says, under one set of names.
+
+    Attributes:
+        logit_shift: whether row p of the logits predicts position p + 1 (Dream).
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    rope_theta: float
+    rms_norm_eps: float
+    mask_token_id: int
+    eos_token_id: int
+    logit_shift: bool
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Dimensions":
+        """Raises ValueError where the model is neither LLaDA nor Dream, or scales its rotation."""
+        if config.get("rope_scaling") or config.get("rope_parameters"):
+            raise ValueError("rotary scaling is not part of the plain reference")
+        if config["architectures"] == ["LLaDAModelLM"]:
+            return cls(
+                hidden_size=config["d_model"],
+                num_layers=config["n_layers"],
+                num_heads=config["n_heads"],
+                num_kv_heads=config.get("n_kv_heads") or config["n_heads"],
+                rope_theta=config["rope_theta"],
+                rms_norm_eps=config["rms_norm_eps"],
+                mask_token_id=config.get("mask_token_id", 126336),
+                eos_token_id=config.get("eos_token_id", 126081),
+                logit_shift=False,
+            )
+        if config["architectures"] == ["DreamModel"]:
+            return cls(
+                hidden_size=config["hidden_size"],
+                num_layers=config["num_hidden_layers"],
+                num_heads=config["num_attention_heads"],
+                num_kv_heads=config["num_key_value_heads"],
+                rope_theta=config["rope_theta"],
+                rms_norm_eps=config["rms_norm_eps"],
+                mask_token_id=config.get("mask_token_id", 151666),
+                eos_token_id=config.get("eos_token_id", 151643),
+                logit_shift=True,
+            )
+        raise ValueError(f"neither LLaDA nor Dream: {config['architectures']}")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerAttention:
+    """What one layer attends with: q [heads, L, D] and k [kv heads, L, D], after rotation."""
+
+    query: Tensor
+    key: Tensor
+
+
+class ReferenceModel:
+    """A checkpoint and its forward pass over one sequence."""
+
+    def __init__(self, dimensions: Dimensions, weights: dict[str, Tensor]) -> None:
+        """Take tensors under Dream's (Qwen2's) names, of one dtype and device."""
+        self.dimensions = dimensions
+        self.weights = weights
+
+    @classmethod
+    def load(
+        cls, folder: Path, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> "ReferenceModel":
+        """Read config.json and *.safetensors of a folder."""
+        config = json.loads((folder / "config.json").read_text())
+        weights: dict[str, Tensor] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            weights.update(load_file(file))
+        if config["architectures"] == ["LLaDAModelLM"]:
+            weights = _with_dream_names(weights, config["n_layers"])
+        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+        moved = {name: tensor.to(device, dtype) for name, tensor in weights.items()}
+        return cls(Dimensions.from_config(config), moved)
+
+    def logits(
+        self, tokens: Tensor, masks: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[LayerAttention]]:
+        """Run the model.
+
+        Args:
+            tokens: int64 [L].
+            masks: per layer bool [heads, L, L], which keys each query attends to; None: all.
+
+        Returns:
+            Logits [L, vocabulary], and each layer's queries and keys.
+        """
+        dims = self.dimensions
+        hidden = embedding(tokens, self.weights["model.embed_tokens.weight"])
+        attended = []
+        for layer in range(dims.num_layers):
+            name = f"model.layers.{layer}."
+            normed = self._norm(hidden, f"{name}input_layernorm")
+            query = self._rotate(self._heads(normed, f"{name}self_attn.q_proj"))
+            key = self._rotate(self._heads(normed, f"{name}self_attn.k_proj"))
+            value = self._heads(normed, f"{name}self_attn.v_proj")
+            mixed = attention(query, key, value, None if masks is None else masks[layer])
+            attended.append(LayerAttention(query, key))
+            hidden = hidden + self._linear(mixed, f"{name}self_attn.o_proj")
+            normed = self._norm(hidden, f"{name}post_attention_layernorm")
+            gate = silu(self._linear(normed, f"{name}mlp.gate_proj"))
+            up = self._linear(normed, f"{name}mlp.up_proj")
+            hidden = hidden + self._linear(gate * up, f"{name}mlp.down_proj")
+        return self._linear(self._norm(hidden, "model.norm"), "lm_head"), attended
+
+    def _linear(self, x: Tensor, name: str) -> Tensor:
+        return linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        # In float32 at least, whatever the weights are in.
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean_square = wide.square().mean(dim=-1, keepdim=True)
+        normed = wide * torch.rsqrt(mean_square + self.dimensions.rms_norm_eps)
+        return self.weights[f"{name}.weight"] * normed.to(x.dtype)
+
+    def _heads(self, x: Tensor, name: str) -> Tensor:
+        """[L, heads * D] -> [heads, L, D]."""
+        return self._linear(x, name).unflatten(-1, (-1, self.dimensions.head_dim)).transpose(0, 1)
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        """Rotary embedding of [heads, L, D]: element d pairs with d + D / 2; float32 at least."""
+        half = self.dimensions.head_dim // 2
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        exponents = torch.arange(0, half, dtype=wide.dtype, device=x.device) / half
+        frequencies = 1.0 / self.dimensions.rope_theta**exponents
+        positions = torch.arange(x.shape[1], dtype=wide.dtype, device=x.device)
+        angles = torch.outer(positions, frequencies)
+        cos, sin = angles.cos(), angles.sin()
+        first, second = wide[..., :half], wide[..., half:]
+        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return rotated.to(x.dtype)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Full or masked attention with the whole L x L matrix.
+
+    Args:
+        query: [heads, L, D].
+        key: [kv heads, L, D].
+        value: [kv heads, L, D].
+        mask: bool [heads, L, L], True where a query attends to a key; None: everywhere.
+
+    Returns:
+        [L, heads * D].
+    """
+    group = query.shape[0] // key.shape[0]
+    key, value = key.repeat_interleave(group, dim=0), value.repeat_interleave(group, dim=0)
+    scores = query @ key.transpose(1, 2) * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return (scores.softmax(dim=-1) @ value).transpose(0, 1).flatten(1)
+
+
+def _with_dream_names(weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    renamed = {
+        "model.embed_tokens.weight": weights["model.transformer.wte.weight"],
+        "model.norm.weight": weights["model.transformer.ln_f.weight"],
+    }
+    if "model.transformer.ff_out.weight" in weights:
+        renamed["lm_head.weight"] = weights["model.transformer.ff_out.weight"]
+    for layer in range(num_layers):
+        for name, llada_name in _LLADA_LAYER.items():
+            for kind in ("weight", "bias"):
+                tensor = weights.get(f"model.transformer.blocks.{layer}.{llada_name}.{kind}")
+                if tensor is not None:
+                    renamed[f"model.layers.{layer}.{name}.{kind}"] = tensor
+    unused = [name for name in weights if not re.search(_EXPECTED_LLADA, name)]
+    if unused:
+        raise ValueError(f"unexpected tensors: {unused}")
+    return renamed
+
+
+_EXPECTED_LLADA = r"^model\.transformer\.(wte|ln_f|ff_out|blocks\.\d+\.\w+)\.(weight|bias)$"

@@ -1,0 +1,184 @@
+"""The configurations present vLLM's names, follow overrides, and refuse what is not implemented."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm.config import ModelConfig
+
+from vllm_sparsed.models.checkpoint_config import DreamConfig, LLaDAConfig, check_supported
+from vllm_sparsed.plugin import register
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _plugin() -> None:
+    register()
+
+
+def model_config(model: str, **overrides: Any) -> ModelConfig:
+    return ModelConfig(
+        str(GOLDEN / model), skip_tokenizer_init=True, dtype="float32", hf_overrides=overrides
+    )
+
+
+def golden_config(model: str, **changes: Any) -> LLaDAConfig | DreamConfig:
+    values = json.loads((GOLDEN / model / "config.json").read_text())
+    kind = LLaDAConfig if model == "llada-mha" else DreamConfig
+    return kind(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("model", "heads", "kv_heads", "hidden"),
+    [("llada-mha", 16, 16, 256), ("dream-gqa", 8, 2, 128)],
+    ids=["llada", "dream"],
+)
+def test_vllm_sees_the_dimensions(model: str, heads: int, kv_heads: int, hidden: int) -> None:
+    config = model_config(model)
+    architecture = config.model_arch_config
+    assert architecture.total_num_attention_heads == heads
+    assert config.get_total_num_kv_heads() == kv_heads
+    assert config.get_head_size() == 16
+    assert config.get_hidden_size() == hidden
+    assert config.get_total_num_hidden_layers() == 2
+    assert config.get_vocab_size() == 384
+    assert config.max_model_len == 2048
+    assert (config.runner_type, config.convert_type) == ("generate", "none")
+    assert not config.is_attention_free
+    assert not config.is_diffusion
+    assert (config.hf_config.mask_token_id, config.hf_config.eos_token_id) == (383, 2)
+    assert config.hf_config.intermediate_size == 2 * hidden
+    check_supported(config.hf_config)
+
+
+def test_llada_vocabulary_is_the_embedding_and_kv_heads_default_to_heads() -> None:
+    config = LLaDAConfig(vocab_size=50257, embedding_size=50304, n_heads=8, d_model=64)
+    assert config.vocab_size == 50304
+    assert config.num_key_value_heads == 8
+    assert config.intermediate_size == 256
+
+
+@pytest.mark.parametrize(
+    ("kind", "mask", "eos"),
+    [(LLaDAConfig, 126336, 126081), (DreamConfig, 151666, 151643)],
+    ids=["llada", "dream"],
+)
+def test_token_ids_fall_back_to_the_released_ones(kind: Any, mask: int, eos: int) -> None:
+    for config in (kind(), kind(mask_token_id=None, eos_token_id=None)):
+        assert (config.mask_token_id, config.eos_token_id) == (mask, eos)
+    other = kind(mask_token_id=5, eos_token_id=2)
+    assert (other.mask_token_id, other.eos_token_id) == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected", "max_model_len"),
+    [
+        ({"rope_theta": 2e6}, {"rope_type": "default", "rope_theta": 2e6}, 2048),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 4.0}},
+            {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5},
+            8192,
+        ),
+        (
+            {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "rope_theta": 1e4},
+            {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+            4096,
+        ),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 2048,
+                },
+                "max_position_embeddings": 8192,
+            },
+            {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 2048,
+                "rope_theta": 5e5,
+            },
+            8192,
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 7.0}},
+            {"rope_type": "default", "rope_theta": 7.0},
+            2048,
+        ),
+    ],
+    ids=["theta", "linear-legacy-name", "dynamic-and-theta", "yarn", "parameters"],
+)
+def test_rotary_overrides(
+    overrides: dict[str, Any], expected: dict[str, Any], max_model_len: int
+) -> None:
+    config = model_config("llada-mha", **overrides)
+    assert config.hf_config.rope_parameters == expected
+    assert config.max_model_len == max_model_len
+    check_supported(config.hf_config)
+    # Worker processes get the configuration pickled.
+    assert pickle.loads(pickle.dumps(config.hf_config)).rope_parameters == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("activation_type", "gelu", "'silu'"),
+        ("alibi", True, "False"),
+        ("attention_layer_norm", True, "False"),
+        ("bias_for_layer_norm", True, "False"),
+        ("block_group_size", 2, "1"),
+        ("block_type", "sequential", "'llama'"),
+        ("clip_qkv", 8.0, "None"),
+        ("include_bias", True, "False"),
+        ("input_emb_norm", True, "False"),
+        ("layer_norm_type", "default", "'rms'"),
+        ("layer_norm_with_affine", False, "True"),
+        ("multi_query_attention", True, "False"),
+        ("rope", False, "True"),
+        ("scale_logits", True, "False"),
+        ("sliding_window", 512, "None"),
+    ],
+)
+def test_llada_refuses(key: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ValueError, match=f"LLaDAModelLM: {key}={value!r}.*must be {allowed}"):
+        check_supported(golden_config("llada-mha", **{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'.*must be 'silu'"),
+        ({"use_sliding_window": True, "sliding_window": 64}, "use_sliding_window=True"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+        ({"mask_token_id": 384}, "mask_token_id=384.*below the vocabulary size 384"),
+        ({"eos_token_id": [1, 2]}, r"eos_token_id=\[1, 2\]"),
+        ({"num_key_value_heads": 3}, "num_attention_heads=8 must be a multiple of"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type='longrope'.*one of default"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope_type='linear' need factor"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_dream_refuses(changes: dict[str, Any], message: str) -> None:
+    config = golden_config("dream-gqa")
+    # As overrides: what config.json says has been validated by transformers already.
+    for key, value in changes.items():
+        setattr(config, key, value)
+    with pytest.raises(ValueError, match=f"DreamModel: .*{message}"):
+        check_supported(config)
+
+
+def test_unused_sliding_window_is_ignored() -> None:
+    config = golden_config("dream-gqa", use_sliding_window=False, sliding_window=64)
+    check_supported(config)
+    assert config.sliding_window is None
+
+
+def test_llada_moe_is_refused_by_name(tmp_path: Path) -> None:
+    values = {"architectures": ["LLaDAMoEModelLM"], "model_type": "llada", "hidden_size": 2048}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"LLaDAMoEModelLM .* is not supported"):
+        ModelConfig(str(tmp_path), skip_tokenizer_init=True)

@@ -1,0 +1,1 @@
+"""Bidirectional diffusion language models on vLLM's layers, and their configurations."""
