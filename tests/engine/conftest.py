@@ -1,0 +1,72 @@
+"""Engines shared by the tests of this folder: each start costs many seconds."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# In this process, so that tests can look at the runner and its pattern store.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+from vllm import LLM
+
+from tests.engine.golden_cases import GOLDEN
+from tests.engine.http_server import Server, make_checkpoint, serve
+from tests.engine.inspection import MAX_BATCH_TOKENS, MAX_MODEL_LEN
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Callable[[str], LLM]]:
+    """The engine of a golden model, started when first asked for."""
+    started: dict[str, LLM] = {}
+
+    def get(model: str) -> LLM:
+        if model not in started:
+            started[model] = LLM(
+                str(GOLDEN / model),
+                skip_tokenizer_init=True,
+                dtype="float32",
+                max_model_len=MAX_MODEL_LEN,
+                max_num_batched_tokens=MAX_BATCH_TOKENS,
+                max_num_seqs=16,
+                attention_backend="sparsed",
+                # The golden cases go down to blocks of 16 and up to a share of 0.5.
+                additional_config={"sparsed": {"block_size": 16, "select": 0.5}},
+            )
+        return started[model]
+
+    yield get
+    for llm in started.values():
+        llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden LLaDA with a tokenizer."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def profile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server writes its traces."""
+    return tmp_path_factory.mktemp("profile")
+
+
+@pytest.fixture(scope="session")
+def server(
+    checkpoint: Path, profile_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server of `checkpoint` with vLLM's developer routes."""
+    profiler = {"profiler": "torch", "torch_profiler_dir": str(profile_folder)}
+    options = {
+        "--scheduling-policy": "priority",
+        "--max-num-seqs": "16",
+        "--max-num-batched-tokens": str(MAX_BATCH_TOKENS),
+        "--profiler-config": json.dumps(profiler),
+    }
+    log = tmp_path_factory.mktemp("server") / "log"
+    flat = [text for option in options.items() for text in option]
+    with serve(checkpoint, log, *flat, VLLM_SERVER_DEV_MODE="1") as running:
+        yield running

@@ -1,0 +1,165 @@
+"""A real `vllm serve` for tests, with a tokenizer made up for the golden checkpoint."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.engine.golden_cases import GOLDEN, GoldenCase
+
+MODEL_NAME = "golden"
+
+# Set for the other tests of this folder, which look inside the engine.
+IN_PROCESS_ENGINE = "VLLM_ENABLE_V1_MULTIPROCESSING"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    Attributes:
+        url: without /v1.
+        log: what it printed so far.
+    """
+
+    url: str
+    log: Path
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=120)
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", timeout=30)
+
+    def complete(self, case: GoldenCase, **changes: Any) -> dict[str, Any]:
+        """The only choice of a golden case's completion, with `changes` to its body."""
+        response = self.post("/v1/completions", completion_body(case, **changes))
+        assert response.status_code == 200, response.text
+        choice: dict[str, Any] = response.json()["choices"][0]
+        return choice
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of the samples called `name` that carry the labels.
+
+        Raises:
+            KeyError: there is none.
+        """
+        values = [
+            sample.value
+            for family in text_string_to_metric_families(self.get("/metrics").text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        if not values:
+            raise KeyError(name)
+        return float(sum(values))
+
+
+def completion_body(case: GoldenCase, **changes: Any) -> dict[str, Any]:
+    """A golden case as the body of /v1/completions; a change to None leaves the field out."""
+    body = {
+        "model": MODEL_NAME,
+        "prompt": case.prompt,
+        "max_tokens": case.params["gen"],
+        "temperature": 0.0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+        "vllm_xargs": case.extra_args,
+        **changes,
+    }
+    return {key: value for key, value in body.items() if value is not None}
+
+
+def make_checkpoint(folder: Path, model: str = "llada-mha") -> Path:
+    """A copy of a golden checkpoint with a word-level tokenizer: token i is the word `w<i>`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    path = folder / model
+    path.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(GOLDEN / model / name, path / name)
+    words = {f"w{i}": i for i in range(384)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="w1",
+        eos_token="w2",
+        pad_token="w2",
+        mask_token="w383",
+    )
+    fast.chat_template = (
+        "{% for m in messages %}w10 {{ m['content'] }} w11 {% endfor %}"
+        "{% if add_generation_prompt %}w12 {% endif %}"
+    )
+    fast.save_pretrained(path)
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def serve(model: Path, log: Path, *options: str, **environment: str) -> Iterator[Server]:
+    """Run `vllm serve` until the block ends.
+
+    Raises:
+        RuntimeError: it did not start; holds the end of its log.
+    """
+    port = free_port()
+    command = [
+        str(Path(sys.executable).with_name("vllm")),
+        "serve",
+        str(model),
+        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL_NAME),
+        *("--attention-backend", "sparsed", "--dtype", "float32", "--max-model-len", "640"),
+        *("--additional-config", json.dumps({"sparsed": {"block_size": 16, "select": 0.5}})),
+        *options,
+    ]
+    env = {key: value for key, value in os.environ.items() if key != IN_PROCESS_ENGINE}
+    env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1", **environment}
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_healthy(process, url, log)
+        yield Server(url, log)
+    finally:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
+        # Its own session: what is left of the server's processes, if anything.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait_until_healthy(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError):
+            if urllib.request.urlopen(f"{url}/health", timeout=2).status == 200:
+                return
+        time.sleep(0.5)
+    raise RuntimeError(f"vllm serve did not start:\n{log.read_text()[-4000:]}")

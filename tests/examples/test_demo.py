@@ -1,0 +1,156 @@
+"""The demo's own parts: its tokenizer, its server process; and the whole of it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from examples import demo
+
+INTERPRETER = os.path.realpath(sys.executable)
+
+
+@pytest.fixture
+def fake_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in the place of the `vllm` command; what it does is up to the test."""
+    command = tmp_path / "bin" / "vllm"
+    command.parent.mkdir()
+    monkeypatch.setattr(demo.sys, "executable", str(command.with_name("python")))
+    return command
+
+
+def write_program(path: Path, source: str) -> None:
+    path.write_text(f"#!{INTERPRETER}\n{source}")
+    path.chmod(0o755)
+
+
+HEALTHY_SERVER = """
+import http.server, pathlib, subprocess, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+worker = subprocess.Popen(["sleep", "600"])
+pathlib.Path(__file__).with_name("worker").write_text(str(worker.pid))
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+def is_running(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_tokenizer_round_trip(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    folder = demo.copy_with_tokenizer(demo.CHECKPOINT, tmp_path / "model")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokens = [16, 365, 0, 382, 7]
+    assert tokenizer("w16 w365 w0 w382 w7").input_ids == tokens
+    assert tokenizer.decode(tokens) == "w16 w365 w0 w382 w7"
+    # The mask and the end token of the checkpoint's config do not show.
+    assert tokenizer.decode([16, 383, 365, 2], skip_special_tokens=True) == "w16 w365"
+    assert (
+        tokenizer.eos_token_id == json.loads((folder / "config.json").read_text())["eos_token_id"]
+    )
+
+
+def test_failed_start_is_reported(
+    fake_vllm: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_program(fake_vllm, "import sys; print('no such option'); sys.exit(3)")
+    monkeypatch.setattr(demo.sys, "argv", ["demo.py", "--model", "some/model"])
+    monkeypatch.setattr(demo.signal, "signal", lambda number, handler: None)
+    assert demo.main() == 1
+    printed = capsys.readouterr()
+    assert "no such option" in printed.err
+    assert "The server ended with status 3 while starting." in printed.err
+
+
+@pytest.mark.parametrize(
+    "error", [None, KeyboardInterrupt, RuntimeError], ids=["none", "interrupt", "failure"]
+)
+def test_server_and_its_workers_end(
+    error: type[BaseException] | None, fake_vllm: Path, tmp_path: Path
+) -> None:
+    write_program(fake_vllm, HEALTHY_SERVER)
+
+    def use_server() -> None:
+        with demo.served("some/model", [], tmp_path / "log") as address:
+            assert re.fullmatch(r"http://127\.0\.0\.1:\d+", address)
+            assert is_running(int(fake_vllm.with_name("worker").read_text()))
+            if error is not None:
+                raise error
+
+    if error is None:
+        use_server()
+    else:
+        with pytest.raises(error):
+            use_server()
+    worker = int(fake_vllm.with_name("worker").read_text())
+    deadline = time.monotonic() + 5
+    while is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(worker)
+
+
+def test_unhealthy_server_is_given_up(
+    fake_vllm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_program(fake_vllm, "import time; time.sleep(600)")
+    monkeypatch.setattr(demo, "START_LIMIT", 1.0)
+    with (
+        pytest.raises(demo.ServerError, match="not healthy after 1 s"),
+        demo.served("some/model", [], tmp_path / "log"),
+    ):
+        pytest.fail("the server was taken for healthy")
+
+
+def test_demo_streams_an_answer(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, demo.__file__], cwd=tmp_path, text=True, capture_output=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pieces = re.findall(r"^  \[ *[\d.]+ s\] (.+)$", done.stdout, re.MULTILINE)
+    words = " ".join(pieces).split()
+    assert len(words) == 64
+    assert all(re.fullmatch(r"w\d+", word) for word in words)
+    # A final prefix streams before its block is whole: at least one piece a block.
+    assert len(pieces) >= 4
+    assert f"64 tokens in {len(pieces)} pieces" in done.stdout
+    assert done.stdout.endswith("The server has been stopped.\n")
+
+
+def test_demo_stops_the_server_on_interrupt(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, demo.__file__], cwd=tmp_path, text=True, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("Starting"):
+            port = line.split()[line.split().index("--port") + 1]
+            break
+    time.sleep(5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    for arguments in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            assert port.encode() not in arguments.read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue

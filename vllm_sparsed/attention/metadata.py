@@ -1,0 +1,165 @@
+"""What one forward pass tells the attention layers about its sequences."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from vllm.config import VllmConfig
+from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
+from vllm.v1.kv_cache_interface import AttentionSpec
+
+from vllm_sparsed.attention.pattern_store import PatternStore
+from vllm_sparsed.kernels.block_sparse_attention import QueryTiles
+
+
+@dataclass(frozen=True, slots=True)
+class SequencePhase:
+    """How one sequence of the pass attends.
+
+    A sequence without pattern settings is dense. One that builds writes its pattern in this pass,
+    one that does not reads it.
+
+    Attributes:
+        canvas_len: canvas tokens at its end.
+        block_size: tokens of a pattern block; 0 in a dense sequence.
+        select: share of the blocks that a row keeps, rho.
+        builds: whether this is step t*.
+        row_slots: rows of the pattern store, one per query block.
+    """
+
+    canvas_len: int
+    block_size: int = 0
+    select: float = 1.0
+    builds: bool = False
+    row_slots: Sequence[int] = ()
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sort key: dense, then building, then sparse sequences, these by block size."""
+        if self.block_size == 0:
+            return (0, 0)
+        return (1, 0) if self.builds else (2, self.block_size)
+
+
+@dataclass
+class DenoisingAttentionMetadata(CommonAttentionMetadata):
+    """vLLM's metadata of a batch and, for the SPARSED backend, each sequence's phase.
+
+    The sequences are ordered by `SequencePhase.order`. Other backends read vLLM's fields alone and
+    attend densely.
+    """
+
+    phases: Sequence[SequencePhase] = ()
+    store: PatternStore | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PatternBuild:
+    """One sequence that builds its patterns in this pass: tokens [start, end) of the batch."""
+
+    start: int
+    end: int
+    canvas_len: int
+    block_size: int
+    select: float
+    row_slots: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SparsedMetadata:
+    """The batch as the SPARSED backend runs it: one dense span, then the sparse sequences.
+
+    Attributes:
+        num_tokens: tokens of the batch.
+        dense_bounds: (start, end) of each dense or building sequence, in order.
+        dense_start_loc: int32 [dense sequences + 1] on the device, the same as offsets.
+        max_dense_len: tokens of the longest of them.
+        builds: the building ones, the last of the dense span.
+        tiles: query blocks of the sparse sequences, one entry per block size.
+        store: where patterns are written to and read from.
+    """
+
+    num_tokens: int
+    dense_bounds: tuple[tuple[int, int], ...]
+    dense_start_loc: torch.Tensor
+    max_dense_len: int
+    builds: tuple[PatternBuild, ...]
+    tiles: tuple[QueryTiles, ...]
+    store: PatternStore | None
+
+    @property
+    def num_dense_tokens(self) -> int:
+        return self.dense_bounds[-1][1] if self.dense_bounds else 0
+
+
+class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
+    """Splits a batch into its dense span and its sparse sequences."""
+
+    def __init__(
+        self,
+        kv_cache_spec: AttentionSpec,
+        layer_names: list[str],
+        vllm_config: VllmConfig,
+        device: torch.device,
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+
+    def build(
+        self,
+        common_prefix_len: int,
+        common_attn_metadata: CommonAttentionMetadata,
+        fast_build: bool = False,
+    ) -> SparsedMetadata:
+        """Build the metadata of one batch, shared by all layers.
+
+        Raises:
+            ValueError: the sequences are not in the order of their phases.
+        """
+        offsets: list[int] = common_attn_metadata.query_start_loc_cpu.tolist()
+        bounds = list(pairwise(offsets))
+        phases: Sequence[SequencePhase] = getattr(common_attn_metadata, "phases", ())
+        if not phases:
+            phases = [SequencePhase(canvas_len=0)] * len(bounds)
+        if any(a.order > b.order for a, b in pairwise(phases)):
+            raise ValueError("phases: dense, building and sparse sequences must come in this order")
+
+        num_dense = sum(1 for phase in phases if phase.order < (2, 0))
+        builds = tuple(
+            PatternBuild(
+                start=start,
+                end=end,
+                canvas_len=phase.canvas_len,
+                block_size=phase.block_size,
+                select=phase.select,
+                row_slots=torch.tensor(phase.row_slots, dtype=torch.int32, device=self.device),
+            )
+            for (start, end), phase in zip(bounds, phases, strict=True)
+            if phase.builds
+        )
+        return SparsedMetadata(
+            num_tokens=common_attn_metadata.num_actual_tokens,
+            dense_bounds=tuple(bounds[:num_dense]),
+            dense_start_loc=common_attn_metadata.query_start_loc[: num_dense + 1],
+            max_dense_len=max((end - start for start, end in bounds[:num_dense]), default=0),
+            builds=builds,
+            tiles=self._tiles(bounds[num_dense:], phases[num_dense:]),
+            store=getattr(common_attn_metadata, "store", None),
+        )
+
+    def _tiles(
+        self, bounds: Sequence[tuple[int, int]], phases: Sequence[SequencePhase]
+    ) -> tuple[QueryTiles, ...]:
+        groups: dict[int, list[tuple[int, int, Sequence[int]]]] = {}
+        for (start, end), phase in zip(bounds, phases, strict=True):
+            groups.setdefault(phase.block_size, []).append((start, end - start, phase.row_slots))
+        return tuple(
+            QueryTiles.build(
+                [start for start, _, _ in group],
+                [length for _, length, _ in group],
+                [rows for _, _, rows in group],
+                block_size,
+                self.device,
+            )
+            for block_size, group in groups.items()
+        )

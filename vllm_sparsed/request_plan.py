@@ -1,0 +1,101 @@
+"""What one request costs and how its denoising steps are laid out.
+
+The scheduler (in the engine core) and the model runner (in every worker) both derive the same plan
+from the request alone, so nothing of it has to travel between them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm_sparsed.decoding.schedule import Block, dense_steps, plan_blocks
+from vllm_sparsed.parameters import RequestParameters, request_parameters
+from vllm_sparsed.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPlan:
+    """Canvas, denoising steps and reserved resources of one request.
+
+    Attributes:
+        prompt_len: tokens of the prompt.
+        canvas_len: mask tokens appended to it, G in SparseD's notation.
+        parameters: the request's validated parameters.
+        blocks: semi-autoregressive blocks of the canvas, left to right.
+        num_steps: denoising steps of the whole request, T.
+        pattern_step: t*, the last dense step, in which the patterns are built; steps after it are
+            sparse. -1 where the request stays dense.
+        guided: whether a second, unconditional sequence runs beside the first (guidance).
+        reserved_tokens: tokens the request takes of a step's token budget.
+        pattern_rows: rows of the pattern store the request takes (0: stays dense).
+    """
+
+    prompt_len: int
+    canvas_len: int
+    parameters: RequestParameters
+    blocks: tuple[Block, ...]
+    num_steps: int
+    pattern_step: int
+    guided: bool
+    reserved_tokens: int
+    pattern_rows: int
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of one sequence: prompt and canvas."""
+        return self.prompt_len + self.canvas_len
+
+    @property
+    def num_sequences(self) -> int:
+        return 2 if self.guided else 1
+
+    def is_sparse_step(self, step: int) -> bool:
+        return 0 <= self.pattern_step < step
+
+
+def plan_request(
+    prompt_token_ids: Sequence[int], sampling_params: "SamplingParams", settings: EngineSettings
+) -> RequestPlan:
+    """Lay out the denoising of one request.
+
+    Rules where prompt and parameters together ask for what cannot be: the canvas is clamped to the
+    context that the prompt leaves; a block never gets more steps than it has masks nor fewer than
+    one; a guided request of which two sequences do not fit the token budget reserves one, and its
+    halves run in turn; a request whose patterns are larger than the whole store stays dense.
+
+    Raises:
+        ParameterError: a parameter that the front end's check would have refused.
+    """
+    parameters = request_parameters(sampling_params.extra_args, settings.server)
+    prompt_len = len(prompt_token_ids)
+    room = max(1, settings.max_model_len - prompt_len)
+    wanted = sampling_params.max_tokens
+    canvas_len = min(room, settings.server.default_canvas if wanted is None else wanted)
+    prompt_masks = sum(1 for token in prompt_token_ids if token == settings.mask_token_id)
+    blocks = plan_blocks(canvas_len, parameters.block_length, parameters.steps, prompt_masks)
+    num_steps = sum(block.steps for block in blocks)
+
+    guided = parameters.cfg_scale > 0
+    seq_len = prompt_len + canvas_len
+    reserved = 2 * seq_len if guided and 2 * seq_len <= settings.max_batch_tokens else seq_len
+
+    pattern_step, pattern_rows = -1, 0
+    if settings.store is not None and parameters.sparsed_enabled:
+        step = dense_steps(num_steps, parameters.sparsed_skip)
+        rows = -(-seq_len // parameters.sparsed_block_size) * (2 if guided else 1)
+        if step < num_steps - 1 and rows <= settings.store.num_rows:
+            pattern_step, pattern_rows = step, rows
+    return RequestPlan(
+        prompt_len=prompt_len,
+        canvas_len=canvas_len,
+        parameters=parameters,
+        blocks=blocks,
+        num_steps=num_steps,
+        pattern_step=pattern_step,
+        guided=guided,
+        reserved_tokens=reserved,
+        pattern_rows=pattern_rows,
+    )

@@ -1,0 +1,80 @@
+"""Settings of one engine, derived from vLLM's configuration alike in every process."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vllm_sparsed.attention.pattern_store import PatternStoreSize
+from vllm_sparsed.kernels.pattern_building import pattern_width
+from vllm_sparsed.parameters import ServerSettings, server_settings
+from vllm_sparsed.plugin import BACKEND_NAME, DEFAULT_ALGORITHMS
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What planning a request needs to know about the engine.
+
+    Attributes:
+        server: defaults and limits of the request parameters.
+        max_model_len: longest sequence, prompt and canvas, in tokens.
+        max_batch_tokens: tokens of one forward pass over all running requests.
+        mask_token_id: the token that marks an undecided position.
+        store: size of the pattern store; None where every request stays dense.
+    """
+
+    server: ServerSettings
+    max_model_len: int
+    max_batch_tokens: int
+    mask_token_id: int
+    store: PatternStoreSize | None
+
+
+def uses_sparse_backend(vllm_config: "VllmConfig") -> bool:
+    backend = vllm_config.attention_config.backend
+    return backend is not None and backend.name == BACKEND_NAME
+
+
+def request_settings(vllm_config: "VllmConfig") -> ServerSettings:
+    """Defaults and limits of the request parameters; a dense backend switches sparsity off."""
+    additional = vllm_config.additional_config
+    architecture = vllm_config.model_config.architecture
+    server = server_settings(
+        additional if isinstance(additional, dict) else {}, DEFAULT_ALGORITHMS[architecture]
+    )
+    if uses_sparse_backend(vllm_config):
+        return server
+    return replace(server, defaults=replace(server.defaults, sparsed_enabled=False))
+
+
+def engine_settings(vllm_config: "VllmConfig") -> EngineSettings:
+    server = request_settings(vllm_config)
+    scheduler_config = vllm_config.scheduler_config
+    max_batch_tokens = (
+        scheduler_config.max_num_scheduled_tokens or scheduler_config.max_num_batched_tokens
+    )
+    max_model_len = vllm_config.model_config.max_model_len
+    return EngineSettings(
+        server=server,
+        max_model_len=max_model_len,
+        max_batch_tokens=max_batch_tokens,
+        mask_token_id=vllm_config.model_config.hf_config.mask_token_id,
+        store=_store_size(server, max_model_len, max_batch_tokens),
+    )
+
+
+def _store_size(
+    server: ServerSettings, max_model_len: int, max_batch_tokens: int
+) -> PatternStoreSize | None:
+    if not server.defaults.sparsed_enabled:
+        return None
+    block = server.defaults.sparsed_block_size
+    max_canvas = min(server.sparsed_max_canvas or max_model_len, max_model_len)
+    # An eighth more than whole blocks need: the last block of each request may be partly filled.
+    num_rows = -(-max_batch_tokens // block)
+    num_rows += -(-num_rows // 8)
+    width = pattern_width(
+        -(-max_model_len // block), -(-max_canvas // block), server.defaults.sparsed_select
+    )
+    return PatternStoreSize(num_rows=num_rows, width=width, block_size=block)

@@ -1,0 +1,370 @@
+"""Runs the denoising steps: forward passes, decisions, tokens out."""
+
+import gc
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from vllm.config import VllmConfig, get_layers_from_vllm_config
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.forward_context import set_forward_context
+from vllm.logger import init_logger
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.sequence import IntermediateTensors
+from vllm.tasks import SupportedTask
+from vllm.utils.mem_utils import DeviceMemoryProfiler, format_gib
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, DraftTokenIds, ModelRunnerOutput
+
+from vllm_sparsed.attention.pattern_store import PatternStore
+from vllm_sparsed.decoding.batch_decoder import BatchDecoder, DecodeRows
+from vllm_sparsed.metrics import StepCounters
+from vllm_sparsed.settings import engine_settings
+from vllm_sparsed.worker.device_copy import to_device
+from vllm_sparsed.worker.packing import BatchPacker, PackedBatch, PackedSequence
+from vllm_sparsed.worker.request_state import RequestState
+
+logger = init_logger(__name__)
+
+LOGITS_CHUNK_BYTES = 256 * 2**20
+"""Float32 logits that are materialised at once: a whole canvas of them would be gigabytes."""
+
+END_OF_TURN = "<|eot_id|>"
+"""LLaDA's end-of-turn token, which `confidence_eos_eot_inf` decides last, like the end of text."""
+
+
+class DenoisingModelRunner:
+    """Device-agnostic runner of bidirectional diffusion language models.
+
+    One engine step is one denoising step of every scheduled request over its whole sequence.
+    Nothing is kept on the device between steps but the block patterns.
+    """
+
+    is_pooling_model = False
+    supports_mm_inputs = False
+    lora_config = None
+    speculative_config = None
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
+        self.vllm_config = vllm_config
+        self.model_config = vllm_config.model_config
+        self.load_config = vllm_config.load_config
+        self.device = device
+        self.settings = engine_settings(vllm_config)
+        self.kv_caches: list[torch.Tensor] = []
+        self.model_memory_usage = 0
+        self.requests: dict[str, RequestState] = {}
+        self.store: PatternStore | None = None
+        self.model: Any = None
+        self._packer: BatchPacker
+        self._decoder: BatchDecoder
+        self._counters: StepCounters | None = None
+
+    def load_model(self, load_dummy_weights: bool = False) -> None:
+        """Load the model through vLLM's loaders and set up what depends on its dimensions."""
+        if load_dummy_weights:
+            self.load_config.load_format = "dummy"
+        with DeviceMemoryProfiler() as profiler:
+            loader = get_model_loader(self.load_config)
+            self.model = loader.load_model(
+                vllm_config=self.vllm_config, model_config=self.model_config
+            )
+        self.model_memory_usage = profiler.consumed_memory
+        logger.info("Model loading took %s GiB of memory", format_gib(self.model_memory_usage))
+        vocab_size = self.model_config.get_vocab_size()
+        self.max_chunk_rows = max(16, LOGITS_CHUNK_BYTES // (4 * vocab_size))
+        self._decoder = BatchDecoder(
+            vocab_size=vocab_size,
+            mask_token_id=self.settings.mask_token_id,
+            eos_token_id=self.model_config.hf_config.eos_token_id,
+            eot_token_id=_end_of_turn_token(self.model_config),
+            device=self.device,
+            max_chunk_rows=self.max_chunk_rows,
+        )
+
+    def initialize_kv_cache(
+        self,
+        kv_cache_config: KVCacheConfig,
+        kv_cache_allocation_context: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        """There is no key/value cache; the pattern store is allocated in its place."""
+        layers = get_layers_from_vllm_config(self.vllm_config, Attention)
+        if self.settings.store is not None:
+            num_heads = next(iter(layers.values())).num_heads
+            self.store = PatternStore(self.settings.store, len(layers), num_heads, self.device)
+            defaults = self.settings.server.defaults
+            logger.info(
+                "SparseD: skip %.3g, select %.3g, block size %d; pattern store of %d rows x %d "
+                "blocks for %d layers and %d heads: %s GiB",
+                defaults.sparsed_skip,
+                defaults.sparsed_select,
+                defaults.sparsed_block_size,
+                self.store.size.num_rows,
+                self.store.size.width,
+                len(layers),
+                num_heads,
+                format_gib(self.store.num_bytes),
+            )
+        self._packer = BatchPacker(self.vllm_config, self.store, self.device)
+        if get_tensor_model_parallel_rank() == 0 and self.store is not None:
+            self._counters = StepCounters.for_writing(self.vllm_config, "patterns")
+
+    def execute_model(
+        self,
+        scheduler_output: SchedulerOutput,
+        intermediate_tensors: IntermediateTensors | None = None,
+    ) -> ModelRunnerOutput:
+        """One denoising step of the scheduled requests.
+
+        Returns:
+            For each request the canvas tokens that became final, possibly none.
+        """
+        self._update_requests(scheduler_output)
+        if not scheduler_output.num_scheduled_tokens:
+            return EMPTY_MODEL_RUNNER_OUTPUT
+        states = [self.requests[request_id] for request_id in scheduler_output.num_scheduled_tokens]
+        self._denoise(states)
+        request_ids = [state.request_id for state in states]
+        return ModelRunnerOutput(
+            req_ids=request_ids,
+            req_id_to_index={request_id: i for i, request_id in enumerate(request_ids)},
+            sampled_token_ids=[state.take_output() for state in states],
+        )
+
+    def _update_requests(self, scheduler_output: SchedulerOutput) -> None:
+        gone = scheduler_output.finished_req_ids | (scheduler_output.preempted_req_ids or set())
+        for request_id in gone:
+            state = self.requests.pop(request_id, None)
+            if state is not None and self.store is not None:
+                for rows in state.row_slots:
+                    self.store.release(rows)
+        for data in scheduler_output.scheduled_new_reqs:
+            self.requests[data.req_id] = RequestState.from_request(data, self.settings)
+
+    def _denoise(self, states: Sequence[RequestState]) -> None:
+        """Advance every request by one step; waits for the device once."""
+        candidates = [state.candidates() for state in states]
+        counts = [
+            state.num_to_unmask(len(positions))
+            for state, positions in zip(states, candidates, strict=True)
+        ]
+        # A step that decides nothing and builds no pattern changes nothing: not computed.
+        active = [i for i, state in enumerate(states) if counts[i] > 0 or state.builds_patterns()]
+        decided = {i: np.full(len(candidates[i]), -1, dtype=np.int64) for i in range(len(states))}
+        if active:
+            rows = self._decode_rows(
+                [states[i] for i in active],
+                [candidates[i] for i in active],
+                [counts[i] for i in active],
+            )
+            tokens = self._forward_and_decode([states[i] for i in active], rows)
+            bounds = np.cumsum([len(candidates[i]) for i in active])[:-1]
+            decided.update(zip(active, np.split(tokens, bounds), strict=True))
+        for i, state in enumerate(states):
+            state.commit(candidates[i], decided[i])
+
+    def _decode_rows(
+        self,
+        states: Sequence[RequestState],
+        candidates: Sequence[npt.NDArray[np.intp]],
+        counts: Sequence[int],
+    ) -> DecodeRows:
+        lengths = [len(positions) for positions in candidates]
+        params = [state.plan.parameters for state in states]
+        return DecodeRows(
+            request=np.repeat(np.arange(len(states), dtype=np.int32), lengths),
+            position=np.concatenate(candidates).astype(np.int32),
+            algs=tuple(p.alg for p in params),
+            temperature=np.array([s.params.temperature for s in states], dtype=np.float64),
+            top_p=np.array([s.params.top_p for s in states], dtype=np.float64),
+            top_k=np.array([s.params.top_k for s in states], dtype=np.int64),
+            alg_temp=np.array([p.alg_temp for p in params], dtype=np.float64),
+            seed=np.array([s.seed for s in states], dtype=np.int64),
+            step=np.array([s.step for s in states], dtype=np.int64),
+            num_to_unmask=np.array(counts, dtype=np.int64),
+            unmask_probability=np.array([s.unmask_probability() for s in states], dtype=np.float64),
+            cfg_scale=np.array([p.cfg_scale for p in params], dtype=np.float64),
+            logits_eos_inf=np.array([p.logits_eos_inf for p in params], dtype=np.bool_),
+            confidence_eos_eot_inf=np.array(
+                [p.confidence_eos_eot_inf for p in params], dtype=np.bool_
+            ),
+        )
+
+    def _forward_and_decode(
+        self, states: Sequence[RequestState], rows: DecodeRows
+    ) -> npt.NDArray[np.int64]:
+        """Run the passes and decide.
+
+        Returns:
+            int64 [rows]: the token each candidate is decided to be, or -1.
+        """
+        building = [state for state in states if state.builds_patterns()]
+        for state in building:
+            self._allocate_patterns(state)
+
+        # Where two sequences of a guided request do not fit together, the second waits its turn.
+        first: list[PackedSequence] = [(state, 0) for state in states]
+        second: list[PackedSequence] = []
+        for state in states:
+            if state.plan.guided:
+                in_turn = state.plan.reserved_tokens < 2 * state.plan.seq_len
+                (second if in_turn else first).append((state, 1))
+
+        passes = [sequences for sequences in (first, second) if sequences]
+        guided = rows.cfg_scale > 0
+        guided_rows = np.flatnonzero(guided[rows.request])
+        hidden: torch.Tensor | None = None
+        unconditional: torch.Tensor | None = None
+        for index, sequences in enumerate(passes):
+            batch = self._packer.pack(sequences, index)
+            output = self._forward(batch)
+            if hidden is None:
+                hidden = output[self._hidden_rows(batch, states, rows, 0)]
+                if guided_rows.size:
+                    unconditional = hidden.new_empty((guided_rows.size, hidden.shape[1]))
+            if unconditional is not None:
+                in_pass = np.array([(s.request_id, 1) in batch.starts for s in states])
+                chosen = np.flatnonzero(in_pass[rows.request[guided_rows]])
+                unconditional[to_device(chosen, self.device)] = output[
+                    self._hidden_rows(batch, states, rows, 1, guided_rows[chosen])
+                ]
+            del output
+        assert hidden is not None
+        tokens = self._decoder.decode(rows, hidden, unconditional, self.model.compute_logits)
+        kept = self._kept_blocks(building)
+        result = torch.cat([tokens, kept]).cpu().numpy()
+        self._report_density(building, result[len(tokens) :])
+        return result[: len(tokens)]
+
+    def _forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Hidden states [tokens, hidden_size] of one pass."""
+        token_ids = to_device(batch.token_ids(), self.device)
+        return self._run_model(token_ids, batch.positions, batch.attention)
+
+    def _run_model(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, attention: dict[str, Any] | None
+    ) -> torch.Tensor:
+        with set_forward_context(
+            attention, self.vllm_config, num_tokens=len(token_ids), slot_mapping={}
+        ):
+            output: torch.Tensor = self.model(input_ids=token_ids, positions=positions)
+        return output
+
+    def _hidden_rows(
+        self,
+        batch: PackedBatch,
+        states: Sequence[RequestState],
+        rows: DecodeRows,
+        sequence: int,
+        subset: npt.NDArray[np.intp] | None = None,
+    ) -> torch.Tensor:
+        """Packed rows whose hidden states decide the candidates (all, or a subset of them).
+
+        Dream's logits are shifted: row p - 1 decides position p, and row 0 is used twice.
+        """
+        starts = np.array(
+            [batch.starts.get((state.request_id, sequence), 0) for state in states], dtype=np.int64
+        )
+        request, position = rows.request, rows.position
+        if subset is not None:
+            request, position = request[subset], position[subset]
+        shift = 1 if self.model.logit_shift else 0
+        return to_device(starts[request] + np.maximum(position - shift, 0), self.device)
+
+    def _allocate_patterns(self, state: RequestState) -> None:
+        assert self.store is not None
+        rows = state.plan.pattern_rows // state.plan.num_sequences
+        state.row_slots = [self.store.allocate(rows) for _ in range(state.plan.num_sequences)]
+
+    def _kept_blocks(self, building: Sequence[RequestState]) -> torch.Tensor:
+        """int64 [building requests]: key blocks their new patterns keep, over layers and heads."""
+        if not building or self.store is None:
+            return torch.empty(0, dtype=torch.int64, device=self.device)
+        kept = []
+        for state in building:
+            rows = to_device(np.concatenate(state.row_slots).astype(np.int64), self.device)
+            kept.append(self.store.counts[:, rows].sum(dtype=torch.int64))
+        return torch.stack(kept)
+
+    def _report_density(
+        self, building: Sequence[RequestState], kept: npt.NDArray[np.int64]
+    ) -> None:
+        if self.store is None:
+            return
+        per_row = self.store.counts.shape[0] * self.store.counts.shape[2]
+        for state, kept_blocks in zip(building, kept.tolist(), strict=True):
+            plan = state.plan
+            num_blocks = plan.pattern_rows // plan.num_sequences
+            candidates = plan.pattern_rows * num_blocks * per_row
+            logger.debug(
+                "Request %s: density %.4f over %d x %d blocks of %d tokens",
+                state.request_id,
+                kept_blocks / candidates,
+                num_blocks,
+                num_blocks,
+                plan.parameters.sparsed_block_size,
+            )
+            if self._counters is not None:
+                self._counters.add(0, 0, kept_blocks, candidates)
+
+    # What vLLM's worker asks of a runner, where denoising has little or nothing to answer.
+
+    def get_model(self) -> nn.Module:
+        model: nn.Module = self.model
+        return model
+
+    def get_draft_model(self) -> nn.Module | None:
+        return None
+
+    def get_supported_tasks(self) -> tuple[SupportedTask, ...]:
+        return ("generate",)
+
+    def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
+        return {}
+
+    def sample_tokens(self, grammar_output: object) -> ModelRunnerOutput:
+        raise RuntimeError("a denoising step decides its tokens in execute_model")
+
+    def take_draft_token_ids(self) -> DraftTokenIds | None:
+        return None
+
+    def update_max_model_len(self, max_model_len: int) -> None:
+        self.settings = engine_settings(self.vllm_config)
+
+    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Load the checkpoint's weights again, into the same parameters."""
+        get_model_loader(self.load_config).load_weights(self.model, self.model_config)
+
+    def reset_mm_cache(self) -> None:
+        """No multi-modal inputs."""
+
+    def reset_encoder_cache(self) -> None:
+        """No encoder."""
+
+    def get_encoder_timing_stats(self) -> dict[str, dict[str, float | int]]:
+        return {}
+
+    def shutdown(self) -> None:
+        """Free the device's memory."""
+        self.requests.clear()
+        self.store = None
+        self.model = None
+        gc.collect()
+
+
+def _end_of_turn_token(model_config: Any) -> int | None:
+    """Id of <|eot_id|>, if the checkpoint has a tokenizer that knows it."""
+    if model_config.skip_tokenizer_init:
+        return None
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    tokenizer = cached_tokenizer_from_config(model_config)
+    vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
+    token: int | None = vocabulary.get(END_OF_TURN)
+    return token

@@ -1,0 +1,157 @@
+"""What the model runner remembers of one request between denoising steps."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.output import NewRequestData
+
+from vllm_sparsed.attention.metadata import SequencePhase
+from vllm_sparsed.decoding import DECODERS
+from vllm_sparsed.decoding.protocol import Decoder
+from vllm_sparsed.request_plan import RequestPlan, plan_request
+from vllm_sparsed.settings import EngineSettings
+
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(slots=True, eq=False)  # compared by identity: one object is one run of a request
+class RequestState:
+    """Tokens, progress and patterns of one running request.
+
+    Attributes:
+        tokens: int32 [prompt + canvas]; undecided positions hold the mask token.
+        step: denoising steps done, over all blocks.
+        block: index of the current semi-autoregressive block.
+        block_step: steps done within it.
+        block_masks: masked positions it started with.
+        num_sent: canvas tokens already handed to the client.
+        row_slots: rows of the pattern store of each sequence, empty until the patterns are built.
+    """
+
+    request_id: str
+    plan: RequestPlan
+    decoder: Decoder
+    params: SamplingParams
+    seed: int
+    mask_token_id: int
+    tokens: Tokens
+    num_sent: int
+    step: int = 0
+    block: int = 0
+    block_step: int = 0
+    block_masks: int = 0
+    row_slots: list[list[int]] = field(default_factory=list)
+
+    @classmethod
+    def from_request(cls, data: NewRequestData, settings: EngineSettings) -> "RequestState":
+        """Start a request, or start it again after a preemption: then what was sent stays sent."""
+        assert data.prompt_token_ids is not None and data.sampling_params is not None
+        params = data.sampling_params
+        plan = plan_request(data.prompt_token_ids, params, settings)
+        tokens = np.full(plan.seq_len, settings.mask_token_id, dtype=np.int32)
+        tokens[: plan.prompt_len] = data.prompt_token_ids
+        # A hash that is the same in every tensor-parallel process, where no seed is given.
+        seed = zlib.crc32(data.req_id.encode()) if params.seed is None else params.seed
+        state = cls(
+            request_id=data.req_id,
+            plan=plan,
+            decoder=DECODERS[plan.parameters.alg],
+            params=params,
+            seed=seed,
+            mask_token_id=settings.mask_token_id,
+            tokens=tokens,
+            num_sent=len(data.prefill_token_ids or data.prompt_token_ids) - plan.prompt_len,
+        )
+        state._start_block(0)
+        return state
+
+    def candidates(self) -> npt.NDArray[np.intp]:
+        """Positions that may be unmasked in this step, ascending.
+
+        They are the masked ones of the current block; a mask token inside the prompt is decided
+        with the first block.
+        """
+        block = self.plan.blocks[self.block]
+        start = 0 if self.block == 0 else self.plan.prompt_len + block.start
+        end = self.plan.prompt_len + block.end
+        return np.flatnonzero(self.tokens[start:end] == self.mask_token_id) + start
+
+    def num_to_unmask(self, num_candidates: int) -> int:
+        """How many of the candidates this step decides."""
+        return self.decoder.num_to_unmask(
+            self.block_masks,
+            num_candidates,
+            self.block_step,
+            self.plan.blocks[self.block].steps,
+            self.plan.parameters.eps,
+        )
+
+    def unmask_probability(self) -> float:
+        """The probability with which `origin` decides each candidate in this step."""
+        return self.decoder.unmask_probability(
+            self.block_step, self.plan.blocks[self.block].steps, self.plan.parameters.eps
+        )
+
+    def builds_patterns(self) -> bool:
+        return self.plan.pattern_step == self.step
+
+    def phase(self, sequence: int) -> SequencePhase:
+        """How sequence 0 (conditional) or 1 (unconditional) attends in this step."""
+        plan, parameters = self.plan, self.plan.parameters
+        if plan.pattern_step < 0 or self.step < plan.pattern_step:
+            return SequencePhase(canvas_len=plan.canvas_len)
+        return SequencePhase(
+            canvas_len=plan.canvas_len,
+            block_size=parameters.sparsed_block_size,
+            select=parameters.sparsed_select,
+            builds=self.builds_patterns(),
+            row_slots=self.row_slots[sequence],
+        )
+
+    def sequence_tokens(self, sequence: int) -> Tokens:
+        """The tokens of sequence 0, or of 1, which sees masks in place of the prompt."""
+        if sequence == 0:
+            return self.tokens
+        tokens = self.tokens.copy()
+        tokens[: self.plan.prompt_len] = self.mask_token_id
+        return tokens
+
+    def commit(self, positions: npt.NDArray[np.intp], tokens: npt.NDArray[np.int64]) -> None:
+        """Write the step's decisions (-1: none at this position) and go on to the next step."""
+        decided = tokens >= 0
+        self.tokens[positions[decided]] = tokens[decided]
+        self.step += 1
+        self.block_step += 1
+        if self.block_step == self.plan.blocks[self.block].steps:
+            if self.block + 1 < len(self.plan.blocks):
+                self._start_block(self.block + 1)
+            else:
+                self.block += 1
+
+    def take_output(self) -> list[int]:
+        """Canvas tokens that became final since the last call: the client may have them.
+
+        A token never changes once it is decided, and a mask of a finished block stays one; so the
+        final prefix ends before the first mask of the current or a later block.
+        """
+        canvas = self.tokens[self.plan.prompt_len :]
+        if self.block == len(self.plan.blocks):
+            end = len(canvas)
+        else:
+            start = self.plan.blocks[self.block].start
+            masked = np.flatnonzero(canvas[start:] == self.mask_token_id)
+            end = start + int(masked[0]) if masked.size else len(canvas)
+        if end <= self.num_sent:
+            return []
+        output: Sequence[int] = canvas[self.num_sent : end].tolist()
+        self.num_sent = end
+        return list(output)
+
+    def _start_block(self, block: int) -> None:
+        self.block = block
+        self.block_step = 0
+        self.block_masks = len(self.candidates())
