@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test lint type-check test-gpu demo clean
+.PHONY: help setup test test-kernels test-engines lint type-check test-gpu demo clean
 
 help:
 	@echo "make setup     create or complete $(VENV)"
@@ -30,10 +30,18 @@ lint: setup
 type-check: setup
 	$(BIN)/mypy
 
-# Triton kernels run in its interpreter, which must be chosen before Triton is imported.
-test: export OMP_NUM_THREADS ?= 1  # the tests run several processes on few cores
+# Side by side: the kernels' tests are one process, the engines' mostly wait for others to start.
 test: lint type-check
+	$(MAKE) --output-sync=target --jobs=2 test-kernels test-engines
+
+# The tests run several processes on few cores.
+test-kernels test-engines: export OMP_NUM_THREADS ?= 1
+
+# Triton kernels run in its interpreter, which must be chosen before Triton is imported.
+test-kernels: setup
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+
+test-engines: setup
 	$(BIN)/python -m pytest tests --ignore tests/kernels
 
 test-gpu: setup

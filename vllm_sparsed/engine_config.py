@@ -12,7 +12,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from vllm_sparsed.metrics import COUNTERS_KEY, make_counters_folder
+from vllm_sparsed.metrics import COUNTERS_KEY, export_step_counters, make_counters_folder
 from vllm_sparsed.models.checkpoint_config import check_supported
 from vllm_sparsed.request_check import request_check_name
 from vllm_sparsed.settings import request_settings
@@ -82,6 +82,8 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
         folder = make_counters_folder()
         if isinstance(vllm_config.additional_config, dict):
             vllm_config.additional_config[COUNTERS_KEY] = folder
+        # This is the front end; where it has several processes, each exports for itself.
+        export_step_counters(folder)
         model_config.logits_processors = [request_check_name(server, folder)]
 
 

@@ -46,8 +46,10 @@ def register() -> None:
 
     from vllm_sparsed.engine_config import DiffusionEngineConfig
     from vllm_sparsed.models.checkpoint_config import DreamConfig, LLaDAConfig
+    from vllm_sparsed.models.dream_tokenizer import register_tokenizers
 
     restore_backend()
+    register_tokenizers()
     for config_class in (LLaDAConfig, DreamConfig):
         _CONFIG_REGISTRY[config_class.model_type] = config_class
     supported = ModelRegistry.get_supported_archs()

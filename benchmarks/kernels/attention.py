@@ -78,7 +78,8 @@ class Inputs:
             chosen = torch.rand(n, n, device="cuda").topk(kept, dim=1).indices
             indices[:, head] = chosen.sort(dim=1).values.to(torch.int16)
         counts = torch.full((n, case.num_heads), kept, dtype=torch.int32, device="cuda")
-        return cls(case, *qkv.split(heads, dim=1), indices, counts)
+        q, k, v = qkv.split(heads, dim=1)
+        return cls(case, q, k, v, indices, counts)
 
     @property
     def scale(self) -> float:

@@ -180,30 +180,41 @@ def verify(case: Case) -> None:
         error = (result - expected).abs().max() / expected.max()
         if not error < ALLOWED_ERROR:
             raise SystemExit(f"{case.label}: relative error {error:.1e} of the importance")
-    num_blocks = maps[0].shape[1]
-    bound = kept_blocks_bound(num_blocks, num_blocks - first, case.select)
-    lists = []
-    for kernel in (True, False):
-        store = {
-            "row_slots": torch.arange(num_blocks, device="cuda"),
-            "indices": torch.full(
-                (num_blocks, 2 * group, bound), -1, dtype=torch.int16, device="cuda"
-            ),
-            "counts": torch.zeros((num_blocks, 2 * group), dtype=torch.int32, device="cuda"),
-            "first_generation_block": first,
-        }
-        if kernel:
-            select_blocks(*maps, select=case.select, **store)
-        else:
-            select_blocks_torch(
-                *maps,
-                num_kept=kept_columns(num_blocks, case.select),
-                num_kept_generation=kept_columns(num_blocks - first, case.select),
-                **store,
-            )
-        lists.append(store["indices"])
-    if not torch.equal(*lists):
+    if not torch.equal(selected(*maps, case, True), selected(*maps, case, False)):
         raise SystemExit(f"{case.label}: the selection differs from a stable sort")
+
+
+def selected(importance: Tensor, generation: Tensor, case: Case, kernel: bool) -> Tensor:
+    """Index lists by the kernel or by PyTorch's stable sort; -1 behind each list."""
+    num_heads, num_blocks, _ = importance.shape
+    num_generation = generation.shape[2]
+    first = num_blocks - num_generation
+    slots = torch.arange(num_blocks, device="cuda")
+    width = kept_blocks_bound(num_blocks, num_generation, case.select)
+    indices = torch.full((num_blocks, num_heads, width), -1, dtype=torch.int16, device="cuda")
+    counts = torch.zeros((num_blocks, num_heads), dtype=torch.int32, device="cuda")
+    if kernel:
+        select_blocks(
+            importance,
+            generation,
+            first_generation_block=first,
+            select=case.select,
+            row_slots=slots,
+            indices=indices,
+            counts=counts,
+        )
+    else:
+        select_blocks_torch(
+            importance,
+            generation,
+            first_generation_block=first,
+            num_kept=kept_columns(num_blocks, case.select),
+            num_kept_generation=kept_columns(num_generation, case.select),
+            row_slots=slots,
+            indices=indices,
+            counts=counts,
+        )
+    return indices
 
 
 def milliseconds(function: Callable[[], object], repetitions: int) -> float:

@@ -39,7 +39,7 @@ _TINY_32BIT: Final = (
     TileConfig(64, 32, 4, 2),
     TileConfig(64, 32, 4, 2),
 )
-_SMALL_32BIT: Final = (TileConfig(16, 32, 4, 2), *(TileConfig(32, 32, 4, 2),) * 3)
+_SMALL_32BIT: Final = (TileConfig(16, 32, 4, 2), *(TileConfig(32, 32, 8, 2),) * 3)
 # Compute capability 8.x: no spills, and within the 99 KiB of shared memory of 8.6 and 8.9.
 _AMPERE: Final = {
     (16, 16): _TINY,
@@ -56,7 +56,7 @@ _AMPERE: Final = {
     (32, 32): _TINY_32BIT,
     (64, 32): _SMALL_32BIT,
     (128, 32): _SMALL_32BIT,
-    (256, 32): (TileConfig(16, 16, 4, 2),) * 4,
+    (256, 32): (TileConfig(16, 16, 8, 2),) * 4,
 }
 _TABLE: Final = {
     (8, 0): _AMPERE,

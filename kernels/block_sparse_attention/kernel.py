@@ -95,8 +95,14 @@ def _attend_tile(
     weights = _scaled_exp2(scores - new_max[:, None], scale_log2, PRECISION)
     correction = _scaled_exp2(row_max - new_max, scale_log2, PRECISION)
     row_sum = row_sum * correction + tl.sum(weights, 1)
-    acc = acc * correction[:, None]
-    acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+    if PRECISION == "ieee":
+        # A sum of its own per tile: one long chain of float32 additions loses more bits.
+        added = tl.dot(weights, v, input_precision=PRECISION)
+        # Written as fma, which the compiler does not fold into the product as it does an addition.
+        acc = tl.fma(acc, tl.broadcast_to(correction[:, None], acc.shape), added)
+    else:
+        acc = acc * correction[:, None]
+        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
     return acc, new_max, row_sum
 
 

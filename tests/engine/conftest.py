@@ -59,7 +59,11 @@ def server(
     checkpoint: Path, profile_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """A server of `checkpoint` with vLLM's developer routes."""
-    profiler = {"profiler": "torch", "torch_profiler_dir": str(profile_folder)}
+    profiler = {
+        "profiler": "torch",
+        "torch_profiler_dir": str(profile_folder),
+        "torch_profiler_with_stack": False,
+    }
     options = {
         "--scheduling-policy": "priority",
         "--max-num-seqs": "16",

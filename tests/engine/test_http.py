@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ DENSE_CASES = [case for case in CASES if case.block_mask is None]
 EOS = 2
 BLOCKS_OF_16 = CASES[3]
 """64 tokens in four blocks and 32 steps, dense."""
+
+SLOW = {
+    "max_tokens": 120,
+    "vllm_xargs": {
+        "diffusion_steps": 120,
+        "diffusion_block_length": 30,
+        "sparsed_skip": 0.3,
+    },
+}
+"""Changes to a case that make it take 120 steps."""
 
 RUNNING = "vllm:num_requests_running"
 STEPS = "vllm:denoising_steps_total"
@@ -54,13 +65,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 def idle(server: Server) -> bool:
-    return (
-        server.metric(RUNNING) == 0 and server.metric("vllm:num_requests_waiting") == 0
-    )
+    return server.metric(RUNNING) == 0 and server.metric("vllm:num_requests_waiting") == 0
 
 
 @pytest.fixture(autouse=True)
@@ -72,13 +81,13 @@ def _idle_afterwards(server: Server) -> Iterator[None]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_streamed_tokens(client: OpenAI, case: GoldenCase) -> None:
-    assert sum(stream(client, case), []) == case.expected
+    assert [*chain(*stream(client, case))] == case.expected
 
 
 def test_each_block_is_streamed_when_it_is_final(client: OpenAI) -> None:
     chunks = stream(client, BLOCKS_OF_16)
     assert len(chunks) >= 4
-    assert sum(chunks, []) == BLOCKS_OF_16.expected
+    assert [*chain(*chunks)] == BLOCKS_OF_16.expected
     ends = {sum(map(len, chunks[: i + 1])) for i in range(len(chunks))}
     assert {16, 32, 48, 64} <= ends, "no chunk reaches over the end of a block"
 
@@ -92,7 +101,7 @@ def test_text_is_that_of_the_tokens(server: Server) -> None:
 def test_all_cases_at_once(client: OpenAI) -> None:
     with ThreadPoolExecutor(2 * len(CASES)) as pool:
         results = list(pool.map(lambda case: stream(client, case), CASES * 2))
-    assert [sum(chunks, []) for chunks in results] == [case.expected for case in CASES * 2]
+    assert [[*chain(*chunks)] for chunks in results] == [case.expected for case in CASES * 2]
 
 
 def test_chat_without_max_tokens_gets_the_default_canvas(client: OpenAI) -> None:
@@ -123,19 +132,16 @@ def test_chat_without_max_tokens_gets_the_default_canvas(client: OpenAI) -> None
 def test_max_tokens(server: Server, max_tokens: int) -> None:
     response = server.post(
         "/v1/completions",
-        completion_body(
-            DENSE_CASES[0], max_tokens=max_tokens, vllm_xargs={"diffusion_steps": 8}
-        ),
+        completion_body(DENSE_CASES[0], max_tokens=max_tokens, vllm_xargs={"diffusion_steps": 8}),
     ).json()
     assert len(response["choices"][0]["token_ids"]) == max_tokens
     assert response["usage"]["completion_tokens"] == max_tokens
     assert response["usage"]["prompt_tokens"] == len(DENSE_CASES[0].prompt)
 
 
-def test_more_than_the_context_holds_is_refused(server: Server) -> None:
-    response = server.post("/v1/completions", completion_body(DENSE_CASES[0], max_tokens=634))
-    assert response.status_code == 400
-    assert "634" in response.text
+def test_more_than_the_context_holds_is_clamped(server: Server) -> None:
+    choice = server.complete(DENSE_CASES[0], max_tokens=640, vllm_xargs={"diffusion_steps": 4})
+    assert len(choice["token_ids"]) == 640 - len(DENSE_CASES[0].prompt)
 
 
 def test_two_choices_with_a_seed(server: Server) -> None:
@@ -208,7 +214,6 @@ def test_a_disconnected_client_stops_the_computation(server: Server) -> None:
         wait_for(lambda: server.metric(RUNNING) == 1)
     wait_for(lambda: idle(server), seconds=10)
     before = server.metric(STEPS)
-    assert before < server.metric(STEPS) + 600
     time.sleep(0.5)
     assert server.metric(STEPS) == before
     assert server.complete(DENSE_CASES[0])["token_ids"] == DENSE_CASES[0].expected
@@ -242,25 +247,33 @@ def test_priority(server: Server) -> None:
     threads.append(start("urgent", -5, 600, 4))
     for thread in threads:
         thread.join()
-    assert sorted(finished[:3]) == ["long-0", "long-1", "long-2"] or "urgent" in finished[:4]
     assert finished.index("urgent") < min(finished.index(f"later-{i}") for i in range(3))
 
 
-@pytest.mark.parametrize("case", [BLOCKS_OF_16, CASES[6]], ids=lambda case: case.name)
-def test_pause_and_resume(server: Server, case: GoldenCase) -> None:
+@pytest.fixture(scope="module")
+def slow_answer(server: Server) -> list[int]:
+    """What the slow request gives when nothing interrupts it."""
+    tokens: list[int] = server.complete(CASES[7], **SLOW)["token_ids"]
+    assert len(set(tokens)) > 10
+    return tokens
+
+
+def test_pause_and_resume(server: Server, slow_answer: list[int]) -> None:
     with ThreadPoolExecutor(2) as pool:
-        running = pool.submit(server.complete, case)
+        running = pool.submit(server.complete, CASES[7], **SLOW)
         wait_for(lambda: server.metric(RUNNING) == 1)
         assert server.post("/pause?mode=keep", None).json() == {"status": "paused"}
-        assert server.get("/is_paused").json() == {"is_paused": True}
-        waiting = pool.submit(server.complete, DENSE_CASES[0])
-        time.sleep(0.3)
-        steps = server.metric(STEPS)
-        time.sleep(0.3)
-        assert server.metric(STEPS) == steps, "nothing is computed while paused"
-        assert not waiting.done()
-        assert server.post("/resume", None).json() == {"status": "resumed"}
-        assert running.result()["token_ids"] == case.expected
+        try:
+            assert server.get("/is_paused").json() == {"is_paused": True}
+            waiting = pool.submit(server.complete, DENSE_CASES[0])
+            time.sleep(0.3)
+            steps = server.metric(STEPS)
+            time.sleep(0.3)
+            assert server.metric(STEPS) == steps, "nothing is computed while paused"
+            assert not running.done() and not waiting.done()
+        finally:
+            assert server.post("/resume", None).json() == {"status": "resumed"}
+        assert running.result()["token_ids"] == slow_answer
         assert waiting.result()["token_ids"] == DENSE_CASES[0].expected
 
 
@@ -276,20 +289,21 @@ def test_pause_that_aborts(server: Server) -> None:
     assert server.complete(DENSE_CASES[0])["token_ids"] == DENSE_CASES[0].expected
 
 
-def test_preemption_by_resetting_the_prefix_cache(server: Server) -> None:
+def test_preemption_by_resetting_the_prefix_cache(server: Server, slow_answer: list[int]) -> None:
     """The only way to preempt without a key/value cache: requests start again, and come out."""
-    case = CASES[6]
+    before = server.metric(STEPS)
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(server.complete, case)
-        wait_for(lambda: server.metric(RUNNING) == 1)
+        running = pool.submit(server.complete, CASES[7], **SLOW)
+        wait_for(lambda: server.metric(STEPS) > before + 5)
         path = "/reset_prefix_cache?reset_running_requests=true"
         assert server.post(path, None).status_code == 200
-        assert running.result()["token_ids"] == case.expected
+        assert running.result()["token_ids"] == slow_answer
+    assert server.metric(STEPS) > before + 120 + 5, "it started again"
 
 
 def test_torch_profiler(server: Server, profile_folder: Path) -> None:
     assert server.post("/start_profile", None).status_code == 200
-    assert server.complete(CASES[4])["token_ids"] == CASES[4].expected
+    assert server.complete(CASES[9])["token_ids"] == CASES[9].expected
     assert server.post("/stop_profile", None).status_code == 200
     names: set[str] = set()
     for path in profile_folder.rglob("*.gz"):

@@ -85,9 +85,15 @@ def assert_accurate(
 ) -> None:
     """Error at most twice PyTorch's in the same dtype, or two roundings of the largest value.
 
-    A given log-sum-exp is rounded to float32: half a unit in its last place scales its whole row.
+    A given log-sum-exp scales its whole row by its own rounding to float32, half a unit in the last
+    place, and by that of the row's scores, which does not cancel as in a softmax of one's own: one
+    rounding of the products' sum without signs.
     """
-    roundings = 2 if lse is None else 2 + lse.abs().max().item() / 2
+    roundings = 2.0
+    if lse is not None:
+        keys = k.float().abs().repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        products = torch.einsum("qhd,khd->hqk", q.float().abs(), keys) * arguments["scale"]
+        roundings += lse.abs().max().item() / 2 + products.mean().item()
     expected = block_importance_reference(q.double(), k.double(), **arguments)
     pytorch = block_importance_reference(q, k, **arguments)
     for result, exact, peer in zip(results, expected, pytorch, strict=True):

@@ -168,7 +168,7 @@ def test_pairwise(
 ) -> None:
     problem = make_problem(
         [length], gqa_ratio=gqa_ratio, block_size=block_size, head_dim=head_dim, dtype=dtype,
-        device=device,
+        device=device, keep=0.1 if length == 1000 else 0.4,
     )  # fmt: skip
     assert_accurate(run(block_sparse_attention, problem), problem)
 
@@ -230,7 +230,7 @@ PATTERNS = {
 
 def check_pattern(pattern: str, block_size: int, dtype: torch.dtype, device: str) -> None:
     problem = make_problem(
-        [129, 300, 1, 257], gqa_ratio=2, num_kv_heads=2, block_size=block_size,
+        [129, 200, 1, 65], gqa_ratio=2, num_kv_heads=2, block_size=block_size,
         head_dim=64 if device == "cuda" else 32, dtype=dtype, device=device,
         keep=PATTERNS[pattern],
     )  # fmt: skip

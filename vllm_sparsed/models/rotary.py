@@ -11,8 +11,7 @@ from vllm.model_executor.layers.rotary_embedding import get_rope
 class Rotary(nn.Module):
     """vLLM's rotary embedding, but cosines and sines stay in float32.
 
-    vLLM rounds them to the model's dtype, the reference code of LLaDA does not: in bfloat16 the
-    difference is as large as that of the whole attention layer.
+    vLLM rounds them to the model's dtype; the reference code of LLaDA does not.
     """
 
     def __init__(self, config: Any, max_model_len: int) -> None:

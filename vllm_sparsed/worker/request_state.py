@@ -24,6 +24,7 @@ class RequestState:
 
     Attributes:
         tokens: int32 [prompt + canvas]; undecided positions hold the mask token.
+        given: bool [prompt + canvas]; positions that the client's prompt decided.
         step: denoising steps done, over all blocks.
         block: index of the current semi-autoregressive block.
         block_step: steps done within it.
@@ -39,6 +40,7 @@ class RequestState:
     seed: int
     mask_token_id: int
     tokens: Tokens
+    given: npt.NDArray[np.bool_]
     num_sent: int
     step: int = 0
     block: int = 0
@@ -64,6 +66,7 @@ class RequestState:
             seed=seed,
             mask_token_id=settings.mask_token_id,
             tokens=tokens,
+            given=tokens != settings.mask_token_id,
             num_sent=len(data.prefill_token_ids or data.prompt_token_ids) - plan.prompt_len,
         )
         state._start_block(0)
@@ -113,12 +116,13 @@ class RequestState:
         )
 
     def sequence_tokens(self, sequence: int) -> Tokens:
-        """The tokens of sequence 0, or of 1, which sees masks in place of the prompt."""
+        """The tokens of sequence 0, or of 1, which sees masks in place of what the client gave.
+
+        As in LLaDA's reference, what was filled in for masks inside the prompt stays visible.
+        """
         if sequence == 0:
             return self.tokens
-        tokens = self.tokens.copy()
-        tokens[: self.plan.prompt_len] = self.mask_token_id
-        return tokens
+        return np.where(self.given, np.int32(self.mask_token_id), self.tokens)
 
     def commit(self, positions: npt.NDArray[np.intp], tokens: npt.NDArray[np.int64]) -> None:
         """Write the step's decisions (-1: none at this position) and go on to the next step."""

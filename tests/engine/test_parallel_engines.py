@@ -1,0 +1,69 @@
+"""Several devices, engines and front ends, and the extremes of the batch size, on CPUs."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.engine.golden_cases import GoldenCase, load_cases
+from tests.engine.http_server import Server, completion_body, make_checkpoint, serve
+
+
+def assert_golden(server: Server, cases: list[GoldenCase]) -> None:
+    """All at once."""
+    with ThreadPoolExecutor(len(cases)) as pool:
+        answers = list(pool.map(lambda case: server.complete(case)["token_ids"], cases))
+    assert answers == [case.expected for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        # Two key heads: one for each rank. A batch of one request after the other.
+        ("dream-gqa", ["--max-num-seqs", "1"]),
+        # A budget of tokens below the context is raised to it.
+        ("llada-mha", ["--max-num-batched-tokens", "1"]),
+    ],
+    ids=["dream-gqa", "llada-mha"],
+)
+def test_tensor_parallel(model: str, options: list[str], tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path, model)
+    log = tmp_path / "log"
+    with serve(checkpoint, log, "--tensor-parallel-size", "2", *options) as server:
+        assert_golden(server, load_cases(model))
+    raised = "max_num_batched_tokens raised from 1 to max_model_len=640" in log.read_text()
+    assert raised == ("--max-num-batched-tokens" in options)
+
+
+@pytest.fixture(scope="module")
+def two_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two engines behind two front ends, with a token budget that nothing fills."""
+    folder = tmp_path_factory.mktemp("two")
+    options = ("--data-parallel-size", "2", "--api-server-count", "2")
+    budget = ("--max-num-batched-tokens", "20000")
+    with serve(make_checkpoint(folder), folder / "log", *options, *budget) as server:
+        yield server
+
+
+def test_data_parallel(two_engines: Server) -> None:
+    assert_golden(two_engines, 2 * load_cases("llada-mha"))
+    engines = [
+        two_engines.metric("vllm:request_success_total", engine=str(rank)) for rank in (0, 1)
+    ]
+    assert min(engines) > 0, "both engines had work"
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_every_front_end_refuses_bad_parameters(two_engines: Server, attempt: int) -> None:
+    """Which of the two answers is chance: a new connection each time."""
+    body = completion_body(load_cases("llada-mha")[0], vllm_xargs={"diffusion_steps": 0})
+    response = two_engines.post("/v1/completions", body)
+    assert response.status_code == 400
+    assert "diffusion_steps" in response.text
+
+
+def test_step_counters_are_not_shown_by_several_front_ends(two_engines: Server) -> None:
+    """vLLM then collects its metrics in files of its own kind, which know no other collector."""
+    with pytest.raises(KeyError):
+        two_engines.metric("vllm:denoising_steps_total")

@@ -1,0 +1,160 @@
+"""What cannot run is refused before an engine starts, with an error that names the option."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from vllm.engine.arg_utils import EngineArgs
+from vllm.platforms.interface import DeviceCapability
+from vllm.v1.attention.backend import AttentionType
+
+from tests.engine.golden_cases import GOLDEN
+from vllm_sparsed.attention.backend import SparsedAttentionBackend
+from vllm_sparsed.engine_config import SCHEDULER
+
+
+def create(model: Path = GOLDEN / "llada-mha", **options: Any) -> Any:
+    arguments = {
+        "skip_tokenizer_init": True,
+        "dtype": "float32",
+        "max_model_len": 640,
+        "attention_backend": "sparsed",
+        **options,
+    }
+    return EngineArgs(model=str(model), **arguments).create_engine_config()
+
+
+REFUSED_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"enable_lora": True}, "--enable-lora"),
+    (
+        {"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"},
+        "--pipeline-parallel-size|[Pp]ipeline parallel",
+    ),
+    (
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+        "--speculative-config",
+    ),
+    (
+        {"tensor_parallel_size": 2, "decode_context_parallel_size": 2},
+        "--decode-context-parallel-size",
+    ),
+    ({"enable_dbo": True}, "--enable-dbo"),
+    (
+        {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+        "--kv-transfer-config",
+    ),
+    ({"enable_prompt_embeds": True}, "--enable-prompt-embeds"),
+    ({"runner": "pooling"}, "--runner"),
+    ({"enable_sleep_mode": True}, "[Ss]leep mode|--enable-sleep-mode"),
+    ({"worker_cls": "vllm.v1.worker.cpu_worker.CPUWorker"}, "--worker-cls"),
+    ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "--scheduler-cls"),
+    ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype|kv.cache.dtype|fp8"),
+    ({"logits_processors": ["a.module:Processor"]}, "--logits-processors"),
+]
+
+BAD_CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
+    ({"sparsed": {"selects": 0.3}}, "sparsed.selects"),
+    ({"sparsed": {"select": 2}}, "sparsed.select"),
+    ({"sparsed": {"block_size": 48}}, "sparsed.block_size"),
+    ({"sparsed": {"skip": 1}}, "sparsed.skip"),
+    ({"sparsed": {"enabled": "maybe"}}, "sparsed.enabled"),
+    ({"sparsed": {"max_canvas": 0}}, "sparsed.max_canvas"),
+    ({"sparsed": 3}, "sparsed"),
+    ({"diffusion": {"alg": "greedy"}}, "diffusion.alg"),
+    ({"diffusion": {"steps": 0}}, "diffusion.steps"),
+    ({"diffusion": {"default_canvas": "long"}}, "diffusion.default_canvas"),
+    ({"diffusion": {"temperature": 1}}, "diffusion.temperature"),
+    ({"diffusion": [1]}, "diffusion"),
+]
+
+UNSUPPORTED_CHECKPOINTS: list[tuple[str, dict[str, Any], str]] = [
+    ("llada-mha", {"alibi": True}, "alibi"),
+    ("llada-mha", {"activation_type": "gelu"}, "activation_type"),
+    ("llada-mha", {"block_group_size": 2}, "block_group_size"),
+    ("llada-mha", {"layer_norm_type": "low_precision"}, "layer_norm_type"),
+    ("llada-mha", {"attention_layer_norm": True}, "attention_layer_norm"),
+    ("llada-mha", {"rope_scaling": {"rope_type": "longrope"}}, "longrope"),
+    ("llada-mha", {"mask_token_id": 384}, "mask_token_id"),
+    ("dream-gqa", {"hidden_act": "gelu"}, "hidden_act"),
+    ("dream-gqa", {"use_sliding_window": True}, "use_sliding_window"),
+]
+
+
+def named(cases: list[Any]) -> dict[str, Any]:
+    return {"ids": [json.dumps(case[-2])[:50] for case in cases]}
+
+
+def test_the_options_without_a_refused_one_are_good() -> None:
+    config = create(additional_config={"sparsed": {"select": 0.5}, "other": 1})
+    assert config.scheduler_config.scheduler_cls == SCHEDULER
+    assert config.attention_config.backend.name == "SPARSED"
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED_OPTIONS, **named(REFUSED_OPTIONS))
+def test_refused_option(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, NotImplementedError), match=message):
+        create(**options)
+
+
+@pytest.mark.parametrize(("section", "message"), BAD_CONFIGURATIONS, **named(BAD_CONFIGURATIONS))
+def test_bad_additional_config(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create(additional_config=section)
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides", "message"), UNSUPPORTED_CHECKPOINTS, **named(UNSUPPORTED_CHECKPOINTS)
+)
+def test_unsupported_checkpoint(model: str, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create(GOLDEN / model, hf_overrides=overrides)
+
+
+def test_llada_moe_is_refused_by_name(tmp_path: Path) -> None:
+    config = json.loads((GOLDEN / "llada-mha" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "architectures": ["LLaDAMoEModelLM"]})
+    )
+    shutil.copy(GOLDEN / "llada-mha" / "model.safetensors", tmp_path)
+    with pytest.raises(ValueError, match=r"LLaDAMoEModelLM .* is not supported"):
+        create(tmp_path)
+
+
+@pytest.mark.parametrize("given", [1, 128, 639])
+def test_too_small_a_token_budget_is_raised(given: int) -> None:
+    config = create(max_num_batched_tokens=given, max_num_seqs=1)
+    assert config.scheduler_config.max_num_batched_tokens == 640
+
+
+def test_a_large_token_budget_is_kept() -> None:
+    config = create(max_num_batched_tokens=2**20)
+    assert config.scheduler_config.max_num_batched_tokens == 2**20
+
+
+@pytest.mark.parametrize(
+    ("attn_type", "reasons"),
+    [(AttentionType.DECODER, 1), (AttentionType.ENCODER_ONLY, 0)],
+    ids=["causal", "bidirectional"],
+)
+def test_backend_validates_the_attention_type(attn_type: str, reasons: int) -> None:
+    """What makes vLLM refuse `--attention-backend sparsed` for a causal model on CUDA.
+
+    Its CPU platform ignores the name of the backend and asks nobody.
+    """
+    refusals = SparsedAttentionBackend.validate_configuration(
+        head_size=128,
+        dtype=torch.bfloat16,
+        kv_cache_dtype="auto",
+        block_size=None,
+        use_mla=False,
+        has_sink=False,
+        use_sparse=False,
+        use_mm_prefix=False,
+        use_per_head_quant_scales=False,
+        device_capability=DeviceCapability(9, 0),
+        attn_type=attn_type,
+    )
+    assert len(refusals) == reasons, refusals
