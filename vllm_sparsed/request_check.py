@@ -68,7 +68,7 @@ class _RequestCheck(LogitsProcessorV1, LogitsProcessorV2):
         """
         for name, off in _UNSUPPORTED.items():
             value = getattr(sampling_params, name, off)
-            if value != off and value not in ([], {}):
+            if _is_asked(value, off):
                 hint = _ALSO_KNOWN_AS.get(name, "")
                 _refuse(name, value, f"{name} is not supported by diffusion decoding{hint}")
         try:
@@ -104,6 +104,12 @@ class _RequestCheck(LogitsProcessorV1, LogitsProcessorV2):
 
     def apply(self, logits: torch.Tensor, *args: object) -> torch.Tensor:
         return logits
+
+
+def _is_asked(value: Any, off: Any) -> bool:
+    if value is None or off is not None:
+        return value is not None and value != off
+    return not hasattr(value, "__len__") or len(value) > 0
 
 
 def _refuse(name: str, value: object, message: str) -> NoReturn:
