@@ -28,7 +28,7 @@ def test_a_batch_that_does_not_fit_says_what_to_change(
         raise error
 
     monkeypatch.setattr(runner, "_run_model", fail)
-    with pytest.raises(StartupError, match="max-model-len.*max-num-batched-tokens"):
+    with pytest.raises(StartupError, match=r"max-model-len.*max-num-batched-tokens"):
         measure_memory(runner, None)
 
 
