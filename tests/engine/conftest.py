@@ -18,24 +18,25 @@ from tests.engine.inspection import MAX_BATCH_TOKENS, MAX_MODEL_LEN
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[Callable[[str], LLM]]:
+def engine() -> Iterator[Callable[..., LLM]]:
     """The engine of a golden model, started when first asked for."""
-    started: dict[str, LLM] = {}
+    started: dict[tuple[str, int], LLM] = {}
 
-    def get(model: str) -> LLM:
-        if model not in started:
-            started[model] = LLM(
+    def get(model: str, max_batch_tokens: int = MAX_BATCH_TOKENS) -> LLM:
+        key = (model, max_batch_tokens)
+        if key not in started:
+            started[key] = LLM(
                 str(GOLDEN / model),
                 skip_tokenizer_init=True,
                 dtype="float32",
                 max_model_len=MAX_MODEL_LEN,
-                max_num_batched_tokens=MAX_BATCH_TOKENS,
+                max_num_batched_tokens=max_batch_tokens,
                 max_num_seqs=16,
                 attention_backend="sparsed",
                 # The golden cases go down to blocks of 16 and up to a share of 0.5.
                 additional_config={"sparsed": {"block_size": 16, "select": 0.5}},
             )
-        return started[model]
+        return started[key]
 
     yield get
     for llm in started.values():
