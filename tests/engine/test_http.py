@@ -228,7 +228,7 @@ def test_priority(server: Server) -> None:
         body = completion_body(
             DENSE_CASES[0],
             prompt=[rng.randrange(3, 383) for _ in range(prompt_len)],
-            max_tokens=40,
+            max_tokens=640 - prompt_len,
             priority=priority,
             vllm_xargs={"diffusion_steps": steps, "sparsed_enabled": 0},
         )
@@ -240,7 +240,7 @@ def test_priority(server: Server) -> None:
         thread.start()
         return thread
 
-    threads = [start(f"long-{i}", 0, 600, 40) for i in range(3)]
+    threads = [start(f"long-{i}", 0, 400, 240) for i in range(3)]
     wait_for(lambda: server.metric(RUNNING) == 3)
     threads += [start(f"later-{i}", 5, 600, 4) for i in range(3)]
     wait_for(lambda: server.metric("vllm:num_requests_waiting") == 3)

@@ -139,7 +139,12 @@ def test_demo_streams_an_answer(tmp_path: Path) -> None:
 
 def test_demo_stops_the_server_on_interrupt(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, demo.__file__], cwd=tmp_path, text=True, stdout=subprocess.PIPE
+        [sys.executable, demo.__file__],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        # A shell that runs the tests in its background has them ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:
