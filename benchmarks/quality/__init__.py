@@ -1,0 +1,1 @@
+"""Tasks with known answers in long documents, and their evaluation through vLLM."""

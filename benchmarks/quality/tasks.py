@@ -1,0 +1,298 @@
+"""Seeded documents with questions whose answers are known, in the manner of RULER.
+
+Six tasks: one needle, many keys, several values per key, variable tracking, common words, and
+questions about a report of records. Every document is made here from templates, for any length.
+"""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from benchmarks.quality.words import ADJECTIVES, FILLER, MONTHS, NAMES, NOUNS, STATUSES
+
+CountTokens = Callable[[str], int]
+"""Tokens of a text."""
+
+SPLITS: Final = ("train", "validation", "test")
+MAX_FACTS: Final = 64  # per document, where the caller names no number
+TOKENS_PER_FACT: Final = 64  # of a document's length, likewise
+CHAIN_LENGTH: Final = 3  # variables that hold one value
+COMMON_WORDS: Final = 3  # asked for
+COMMON_RATIO: Final = 4  # occurrences of a common word for one of another
+LIST_WORDS: Final = 8  # words on a line of a list
+_BEFORE_VOWEL: Final = re.compile(r"\b([Aa]) (?=[aeiou])")
+_FILLER_TRIES: Final = 4  # sentences tried where little room is left
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One chat turn and the answer expected."""
+
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Lines, each with its line break, and the questions about them.
+
+    Attributes:
+        task: a name of `TASKS`.
+    """
+
+    task: str
+    lines: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.lines)
+
+    def prompt(self, question: Question) -> str:
+        """The first user turn that asks the question."""
+        return self.text + question.text
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a document may become.
+
+    Attributes:
+        tokens: of the lines, the questions, their answers and `turn_overhead` for each question.
+        count: counts the tokens of a line, a question or an answer.
+        turn_overhead: tokens that a chat template adds to a question and its answer.
+        asked: questions kept, the first one drawn at random; None: all.
+        facts: facts to place; None: by the length, at most 64.
+        filler: whether the rest is filled with other sentences.
+    """
+
+    tokens: int
+    count: CountTokens
+    turn_overhead: int = 0
+    asked: int | None = 1
+    facts: int | None = None
+    filler: bool = True
+
+
+@dataclass(slots=True)
+class _Facts:
+    lines: list[str]
+    questions: list[Question]
+
+
+def make_document(task: str, split: str, seed: int, limits: Limits) -> Document:
+    """A document that depends on the arguments alone.
+
+    The random numbers are seeded with split, task, length and seed together, so no two splits share
+    one.
+
+    Args:
+        task: a name of `TASKS`.
+        split: train, validation or test.
+        seed: number of the document within split, task and length.
+        limits: its size.
+
+    Raises:
+        ValueError: unknown task or split, or `limits.tokens` holds not even one fact.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task={task!r} must be one of {', '.join(TASKS)}")
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
+    rng = random.Random(f"{split}/{task}/{limits.tokens}/{seed}")
+    wanted = limits.facts or max(4, min(MAX_FACTS, limits.tokens // TOKENS_PER_FACT))
+    while wanted:
+        if task == "common_words" and limits.filler:
+            facts = _common_words(rng, _words_that_fit(wanted, limits))
+        else:
+            facts = TASKS[task](rng, wanted)
+        # The order of the questions must not give away that of the facts.
+        rng.shuffle(facts.questions)
+        questions = facts.questions[: limits.asked]
+        room = limits.tokens - _turn_tokens(questions, limits)
+        room -= sum(map(limits.count, facts.lines))
+        if room >= 0:
+            lines = facts.lines
+            # A list of words is long by itself.
+            if limits.filler and task != "common_words":
+                lines = _merged(rng, lines, _filler(rng, room, limits.count))
+            return Document(task, tuple(lines), tuple(questions))
+        wanted = wanted * 3 // 4
+    raise ValueError(f"{limits.tokens} tokens are too few for a document of {task}")
+
+
+def is_correct(answer: str, expected: str) -> bool:
+    """Exact match, up to white space."""
+    return answer.split() == expected.split()
+
+
+def _turn_tokens(questions: Sequence[Question], limits: Limits) -> int:
+    return sum(
+        limits.count(q.text) + limits.count(q.answer) + limits.turn_overhead for q in questions
+    )
+
+
+def _number(rng: random.Random) -> str:
+    return f"{rng.randrange(100_000):05d}"
+
+
+def _numbers(rng: random.Random, count: int) -> list[str]:
+    return [f"{n:05d}" for n in rng.sample(range(100_000), count)]
+
+
+def _keys(rng: random.Random, count: int) -> list[str]:
+    """Different pairs of an adjective and a noun."""
+    drawn = rng.sample(range(len(ADJECTIVES) * len(NOUNS)), count)
+    return [f"{ADJECTIVES[i // len(NOUNS)]} {NOUNS[i % len(NOUNS)]}" for i in drawn]
+
+
+def _access_codes(rng: random.Random, count: int) -> _Facts:
+    codes = [(key, _number(rng)) for key in _keys(rng, count)]
+    return _Facts(
+        [f"The access code of the {key} is {code}.\n" for key, code in codes],
+        [Question(f"What is the access code of the {key}?", code) for key, code in codes],
+    )
+
+
+def _single_needle(rng: random.Random, count: int) -> _Facts:
+    return _access_codes(rng, 1)
+
+
+def _multi_value(rng: random.Random, count: int) -> _Facts:
+    """Keys with two or three values each, all of them mixed; the answer is in document order."""
+    facts: list[tuple[str, str]] = []
+    for key in _keys(rng, max(1, count * 2 // 5)):
+        facts += [(key, value) for value in _numbers(rng, rng.choice((2, 3)))]
+    rng.shuffle(facts)
+    values: dict[str, list[str]] = {}
+    for key, value in facts:
+        values.setdefault(key, []).append(value)
+    return _Facts(
+        [f"The {key} has the call number {value}.\n" for key, value in facts],
+        [
+            Question(f"Which call numbers does the {key} have?", ", ".join(listed))
+            for key, listed in values.items()
+        ],
+    )
+
+
+def _variable_tracking(rng: random.Random, count: int) -> _Facts:
+    """Chains of copies, mixed; a variable is copied after it was set."""
+    chains = max(1, min(count, len(NOUNS)) // CHAIN_LENGTH)
+    names = rng.sample(NOUNS, chains * CHAIN_LENGTH)
+    members = [names[i::chains] for i in range(chains)]
+    values = _numbers(rng, chains)
+    lines = []
+    order = [chain for chain in range(chains) for _ in range(CHAIN_LENGTH)]
+    rng.shuffle(order)
+    placed = [0] * chains
+    for chain in order:
+        name = members[chain][placed[chain]]
+        if placed[chain]:
+            lines.append(f"Variable {name} is a copy of {members[chain][placed[chain] - 1]}.\n")
+        else:
+            lines.append(f"Variable {name} is {values[chain]}.\n")
+        placed[chain] += 1
+    return _Facts(
+        lines,
+        [
+            Question(f"Which variables hold {value}?", ", ".join(chain))
+            for value, chain in zip(values, members, strict=True)
+        ],
+    )
+
+
+def _common_words(rng: random.Random, count: int) -> _Facts:
+    """`count` lines of words, three of which occur four times as often as any other."""
+    words = count * LIST_WORDS
+    pool = rng.sample(NOUNS + ADJECTIVES, len(NOUNS) + len(ADJECTIVES))
+    common, others = sorted(pool[:COMMON_WORDS]), pool[COMMON_WORDS:]
+    times = -(-words // (COMMON_WORDS * COMMON_RATIO + len(others)))
+    listed = common * (COMMON_RATIO * times)
+    listed += (others * times)[: max(0, words - len(listed))]
+    if len(listed) > words:
+        # Few lines: the common words alone would be more than all of them.
+        listed = common * COMMON_RATIO + others[:COMMON_WORDS]
+    rng.shuffle(listed)
+    lines = [" ".join(listed[i : i + LIST_WORDS]) + "\n" for i in range(0, len(listed), LIST_WORDS)]
+    question = "Which three words are the most common in the list, in the order of the alphabet?"
+    return _Facts(lines, [Question(question, ", ".join(common))])
+
+
+def _report(rng: random.Random, count: int) -> _Facts:
+    """Records of four fields; one field of each is asked for."""
+    lines, questions = [], []
+    for key in _keys(rng, max(1, count // 2)):
+        fields = {
+            f"Who inspected the {key}?": rng.choice(NAMES),
+            f"What is the status of the {key}?": rng.choice(STATUSES),
+            f"What is the pressure at the {key}?": _number(rng),
+            f"When is the next visit to the {key}?": rng.choice(MONTHS),
+        }
+        name, status, pressure, month = fields.values()
+        lines.append(
+            f"Report on the {key}: inspected by {name}, status {status}, pressure {pressure}, "
+            f"next visit in {month}.\n"
+        )
+        questions.append(Question(*rng.choice(list(fields.items()))))
+    return _Facts(lines, questions)
+
+
+def _words_that_fit(wanted: int, limits: Limits) -> int:
+    """Lines of words for the whole room; `wanted` shrinks where that was too much."""
+    pool = NOUNS + ADJECTIVES
+    line_tokens = limits.count(" ".join(pool) + "\n") * LIST_WORDS / len(pool) + 1
+    room = (limits.tokens - limits.turn_overhead) * 0.9
+    full = max(4, min(MAX_FACTS, limits.tokens // TOKENS_PER_FACT))
+    share = 1.0 if limits.facts is not None else wanted / full
+    return max(1, int(room * min(1.0, share) / line_tokens))
+
+
+def _filler(rng: random.Random, room: int, count: CountTokens) -> list[str]:
+    """Sentences of at most `room` tokens together."""
+    lines: list[str] = []
+    misses = 0
+    while misses < _FILLER_TRIES:
+        template = rng.choice(FILLER)
+        line = template
+        for name, words in _FILLER_WORDS.items():
+            while name in line:
+                line = line.replace(name, rng.choice(words), 1)
+        line = _BEFORE_VOWEL.sub(r"\1n ", line) + "\n"
+        tokens = count(line)
+        if tokens <= room:
+            lines.append(line)
+            room -= tokens
+        else:
+            misses += 1
+    return lines
+
+
+def _merged(rng: random.Random, facts: list[str], filler: list[str]) -> list[str]:
+    """Both in their order, mixed at random."""
+    places = set(rng.sample(range(len(facts) + len(filler)), len(facts)))
+    next_fact, next_filler = iter(facts), iter(filler)
+    return [
+        next(next_fact if place in places else next_filler)
+        for place in range(len(facts) + len(filler))
+    ]
+
+
+_FILLER_WORDS: Final[dict[str, tuple[str, ...]]] = {
+    "{name}": NAMES,
+    "{adjective}": ADJECTIVES,
+    "{noun}": NOUNS,
+    "{month}": MONTHS,
+    "{small}": tuple(str(n) for n in range(2, 100)),
+}
+
+TASKS: Final[dict[str, Callable[[random.Random, int], _Facts]]] = {
+    "single_needle": _single_needle,
+    "multi_key": _access_codes,
+    "multi_value": _multi_value,
+    "variable_tracking": _variable_tracking,
+    "common_words": _common_words,
+    "report": _report,
+}

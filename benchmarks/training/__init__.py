@@ -1,0 +1,1 @@
+"""Training of the project's own small diffusion language model, tokenizer included."""

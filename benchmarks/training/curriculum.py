@@ -1,0 +1,94 @@
+"""Which documents a training step sees: from four facts and nothing else to 8,192 tokens."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Final
+
+from benchmarks.training.data import TASK_NAMES, Stage
+
+PASS_RATE: Final = 0.9  # exact match on fully masked answers, to move on
+MIN_ANSWERS: Final = 200  # fully masked ones that a verdict needs
+PATIENCE: Final = 1500  # steps after which a stage past the first two is left in any case
+FROM_LAST_TWO: Final = 0.2  # share of the batches from the two stages before the current one
+FROM_ALL_BEFORE: Final = 0.1  # and from any stage before it: what is not repeated is forgotten
+
+# Their exact match decides; the other tasks are learnt along the way and hold nothing up.
+RETRIEVAL: Final = ("single_needle", "multi_key", "report")
+
+_KEYS_ONLY: Final = (("multi_key", 1.0),)
+_ALL_TASKS: Final = (
+    ("multi_key", 0.35),
+    ("report", 0.2),
+    ("multi_value", 0.15),
+    ("variable_tracking", 0.15),
+    ("common_words", 0.1),
+    ("single_needle", 0.05),
+)
+STAGES: Final = (
+    Stage(4, 256, False, _KEYS_ONLY),
+    Stage(8, 448, False, _KEYS_ONLY),
+    Stage(16, 832, False, _ALL_TASKS),
+    Stage(32, 1600, False, _ALL_TASKS),
+    Stage(64, 3072, False, _ALL_TASKS),
+    Stage(16, 1024, True, _ALL_TASKS),
+    Stage(32, 2048, True, _ALL_TASKS),
+    Stage(64, 4096, True, _ALL_TASKS),
+    Stage(64, 6144, True, _ALL_TASKS),
+    Stage(64, 8192, True, _ALL_TASKS),
+)
+
+
+@dataclass(slots=True)
+class Curriculum:
+    """Where training stands.
+
+    Attributes:
+        stages: of the whole training.
+        stage: index of the current one.
+        since: step at which it began.
+        correct: answers right since the last verdict, per task.
+        asked: answers fully masked since then, per task.
+    """
+
+    stages: tuple[Stage, ...]
+    stage: int = 0
+    since: int = 0
+    correct: list[int] = field(default_factory=lambda: [0] * len(TASK_NAMES))
+    asked: list[int] = field(default_factory=lambda: [0] * len(TASK_NAMES))
+
+    def stage_of(self, seed: int, step: int) -> int:
+        """Index of the stage that a step's batch comes from."""
+        rng = random.Random(f"stage/{seed}/{step}")
+        draw = rng.random()
+        if self.stage and draw < FROM_LAST_TWO:
+            return rng.randint(max(0, self.stage - 2), self.stage - 1)
+        if self.stage and draw < FROM_LAST_TWO + FROM_ALL_BEFORE:
+            return rng.randrange(self.stage)
+        return self.stage
+
+    def add(self, correct: list[int], asked: list[int]) -> None:
+        """Count answers of batches of the current stage, per task."""
+        self.correct = [a + b for a, b in zip(self.correct, correct, strict=True)]
+        self.asked = [a + b for a, b in zip(self.asked, asked, strict=True)]
+
+    def exact_match(self) -> dict[str, float]:
+        """Since the last verdict, by task; tasks without answers are left out."""
+        counts = zip(TASK_NAMES, self.correct, self.asked, strict=True)
+        return {name: correct / asked for name, correct, asked in counts if asked}
+
+    def verdict(self, step: int) -> str | None:
+        """Move on if the stage is passed; says why, None if it goes on.
+
+        The counts start afresh once there are enough for a verdict.
+        """
+        judged = [TASK_NAMES.index(name) for name in RETRIEVAL]
+        asked = sum(self.asked[i] for i in judged)
+        if asked < MIN_ANSWERS:
+            return None
+        rate = sum(self.correct[i] for i in judged) / asked
+        late = self.stage >= 2 and step - self.since >= PATIENCE
+        self.correct, self.asked = [0] * len(TASK_NAMES), [0] * len(TASK_NAMES)
+        if self.stage == len(self.stages) - 1 or not (rate > PASS_RATE or late):
+            return None
+        self.stage, self.since = self.stage + 1, step
+        return f"exact match {rate:.3f}" + ("" if rate > PASS_RATE else ", out of patience")

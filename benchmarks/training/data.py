@@ -1,0 +1,203 @@
+"""Batches of masked conversations: many questions about one document, answers to be filled in.
+
+A batch is a function of (seed, step, stage) alone, so that workers can make it ahead of time and a
+resumed training sees the same ones. Nothing here needs PyTorch.
+"""
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from benchmarks.quality.tasks import TASKS, Document, Limits, make_document
+from benchmarks.training.tokenizer import END, HEADER_END, HEADER_START, MASK, START, TURN_END
+
+LONGEST_CANVAS: Final = 64  # tokens of the last answer with its padding
+LONGEST_GAP: Final = 4  # padding after any other answer
+SMALLEST_RATIO: Final = 0.1  # of masked tokens: bounds the weight 1/t
+FULLY_MASKED: Final = 0.2  # share of the questions with ratio 1, on which exact match is measured
+SINGLE_QUESTION: Final = 0.125  # share of the documents with one question, as in use
+PADDING_WEIGHT: Final = 0.1  # of the padding after an answer, an answer's token having 1
+TASK_NAMES: Final = tuple(TASKS)
+_LONG_BY_NATURE: Final = ("single_needle", "common_words")  # filled up in every stage
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of the curriculum.
+
+    Attributes:
+        facts: per document, at most.
+        length: tokens of a sequence.
+        filler: whether sentences without facts fill the rest.
+        weights: share of each task.
+    """
+
+    facts: int
+    length: int
+    filler: bool
+    weights: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences and what has to be predicted in them.
+
+    Attributes:
+        tokens: int64 [sequences, length], answers masked.
+        positions: int64 [masked], index into `tokens` flattened.
+        targets: int64 [masked].
+        weights: float32 [masked], 1/t, less for padding; sums to about 1 over a batch.
+        questions: int64 [masked], which fully masked question the position answers; -1: none, or
+            padding.
+        question_tasks: int64 [fully masked questions], index into `TASK_NAMES`.
+    """
+
+    tokens: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+    questions: npt.NDArray[np.int64]
+    question_tasks: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Where an answer lies: its tokens with the end of turn, then padding that is learnt too."""
+
+    start: int
+    stop: int
+    padding_stop: int
+    task: int
+
+
+class Encoder:
+    """The tokenizer, line by line and with a memory."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read tokenizer.json of a folder."""
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.encode = lru_cache(maxsize=200_000)(self._encode)
+        self.mask, self.start, self.end, self.turn_end = (
+            self._special(token) for token in (MASK, START, END, TURN_END)
+        )
+        self.user, self.assistant = (
+            self.encode(f"{HEADER_START}{role}{HEADER_END}\n\n") for role in ("user", "assistant")
+        )
+
+    def _special(self, token: str) -> int:
+        number = self._tokenizer.token_to_id(token)
+        if number is None:
+            raise ValueError(f"the tokenizer has no {token}")
+        return int(number)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def count(self, text: str) -> int:
+        return len(self.encode(text))
+
+
+def make_batch(encoder: Encoder, seed: int, step: int, stage: Stage, sequences: int) -> Batch:
+    """The batch of one step."""
+    rng = random.Random(f"batch/{seed}/{step}/{stage.facts}/{stage.length}")
+    tokens = np.full((sequences, stage.length), encoder.end, dtype=np.int64)
+    answers: list[tuple[int, _Answer]] = []
+    for row in range(sequences):
+        ids, spans = _conversation(encoder, rng, stage)
+        tokens[row, : len(ids)] = ids
+        answers += [(row * stage.length, span) for span in spans]
+    return _masked(rng, encoder.mask, tokens, answers)
+
+
+def _document(encoder: Encoder, rng: random.Random, stage: Stage) -> Document:
+    names, weights = zip(*stage.weights, strict=True)
+    task = rng.choices(names, weights)[0]
+    facts = stage.facts
+    if stage.filler:
+        facts = rng.randint(-(-facts // 2), facts)
+    elif task != "multi_key":
+        # Theirs take less room; what is too much is left out.
+        facts *= 2
+    turn = len(encoder.user) + len(encoder.assistant) + 2 + LONGEST_GAP
+    limits = Limits(
+        tokens=stage.length - 1,
+        count=encoder.count,
+        turn_overhead=turn,
+        asked=1 if rng.random() < SINGLE_QUESTION else None,
+        facts=facts,
+        filler=stage.filler or task in _LONG_BY_NATURE,
+    )
+    return make_document(task, "train", rng.getrandbits(62), limits)
+
+
+def _conversation(
+    encoder: Encoder, rng: random.Random, stage: Stage
+) -> tuple[list[int], list[_Answer]]:
+    document = _document(encoder, rng, stage)
+    task = TASK_NAMES.index(document.task)
+    ids = [encoder.start, *encoder.user]
+    for line in document.lines:
+        ids += encoder.encode(line)
+    spans = []
+    for number, question in enumerate(document.questions):
+        if number:
+            ids += encoder.user
+        ids += [*encoder.encode(question.text), encoder.turn_end, *encoder.assistant]
+        start = len(ids)
+        ids += [*encoder.encode(question.answer), encoder.turn_end]
+        stop = len(ids)
+        if number == len(document.questions) - 1:
+            # The canvas: any length, and often as far as the sequence goes.
+            room = min(stage.length, max(stop, start + LONGEST_CANVAS)) - stop
+            padding = room if rng.random() < 0.5 else rng.randint(0, room)
+        else:
+            padding = rng.randint(0, LONGEST_GAP)
+        ids += [encoder.end] * padding
+        spans.append(_Answer(start, stop, len(ids), task))
+    return ids, spans
+
+
+def _masked(
+    rng: random.Random,
+    mask: int,
+    tokens: npt.NDArray[np.int64],
+    answers: list[tuple[int, _Answer]],
+) -> Batch:
+    """Mask each answer at its own ratio t; expected weights are those of the unmasked tokens."""
+    generator = np.random.default_rng(rng.getrandbits(62))
+    flat = tokens.reshape(-1)
+    positions, weights, questions = [], [], []
+    question_tasks: list[int] = []
+    total = 0.0
+    for offset, span in answers:
+        full = rng.random() < FULLY_MASKED
+        ratio = 1.0 if full else rng.uniform(SMALLEST_RATIO, 1.0)
+        places = np.arange(span.start, span.padding_stop)
+        base = np.where(places < span.stop, 1.0, PADDING_WEIGHT)
+        total += float(base.sum())
+        hidden = generator.random(len(places)) < ratio
+        question = np.full(len(places), -1)
+        if full:
+            question[places < span.stop] = len(question_tasks)
+            question_tasks.append(span.task)
+        positions.append(offset + places[hidden])
+        weights.append(base[hidden] / ratio)
+        questions.append(question[hidden])
+    joined = np.concatenate(positions)
+    targets = flat[joined].copy()
+    flat[joined] = mask
+    return Batch(
+        tokens=tokens,
+        positions=joined,
+        targets=targets,
+        weights=(np.concatenate(weights) / total).astype(np.float32),
+        questions=np.concatenate(questions).astype(np.int64),
+        question_tasks=np.array(question_tasks, dtype=np.int64),
+    )
