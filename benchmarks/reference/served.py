@@ -155,9 +155,9 @@ def present_tokens(worker: Any) -> list[int] | None:
 def dense_logits(worker: Any, tokens: list[int], rows: list[int]) -> Tensor:
     """In a worker: float32 logits [rows, vocabulary] of a dense forward pass."""
     runner = worker.model_runner
-    positions, attention = runner._packer.dense_batch([len(tokens)])
+    positions, attention = runner.packer.dense_batch([len(tokens)])
     ids = torch.tensor(tokens, dtype=torch.int32, device=runner.device)
-    hidden = runner._run_model(ids, positions, attention)
+    hidden = runner.run_model(ids, positions, attention)
     logits: Tensor = runner.model.compute_logits(hidden[torch.tensor(rows, device=runner.device)])
     return logits.float().cpu()
 

@@ -27,7 +27,7 @@ def test_a_batch_that_does_not_fit_says_what_to_change(
     def fail(*args: object) -> torch.Tensor:
         raise error
 
-    monkeypatch.setattr(runner, "_run_model", fail)
+    monkeypatch.setattr(runner, "run_model", fail)
     with pytest.raises(StartupError, match=r"max-model-len.*max-num-batched-tokens"):
         measure_memory(runner, None)
 
@@ -40,7 +40,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(
     def fail(*args: object) -> torch.Tensor:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(runner, "_run_model", fail)
+    monkeypatch.setattr(runner, "run_model", fail)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         measure_memory(runner, None)
 
@@ -50,7 +50,7 @@ def test_the_whole_batch_is_run(
 ) -> None:
     """Every token of max_num_batched_tokens, in sequences no longer than the context."""
     runner = runner_of(engine("llada-mha"))
-    run_model = runner._run_model
+    run_model = runner.run_model
     lengths: list[int] = []
 
     def record(token_ids: torch.Tensor, positions: torch.Tensor, attention: object) -> torch.Tensor:
@@ -58,7 +58,7 @@ def test_the_whole_batch_is_run(
         lengths.extend(torch.diff((positions == 0).nonzero().flatten()).tolist())
         return run_model(token_ids, positions, attention)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(runner, "_run_model", record)
+    monkeypatch.setattr(runner, "run_model", record)
     measure_memory(runner, None)
     assert lengths
     assert max(lengths) == runner.settings.max_model_len

@@ -62,8 +62,8 @@ class DenoisingModelRunner:
         self.requests: dict[str, RequestState] = {}
         self.store: PatternStore | None = None
         self.model: Any = None
-        self._packer: BatchPacker
-        self._decoder: BatchDecoder
+        self.packer: BatchPacker
+        self.decoder: BatchDecoder
         self._counters: StepCounters | None = None
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
@@ -79,7 +79,7 @@ class DenoisingModelRunner:
         logger.info("Model loading took %s GiB of memory", format_gib(self.model_memory_usage))
         vocab_size = self.model_config.get_vocab_size()
         self.max_chunk_rows = max(16, LOGITS_CHUNK_BYTES // (4 * vocab_size))
-        self._decoder = BatchDecoder(
+        self.decoder = BatchDecoder(
             vocab_size=vocab_size,
             mask_token_id=self.settings.mask_token_id,
             eos_token_id=self.model_config.hf_config.eos_token_id,
@@ -111,7 +111,7 @@ class DenoisingModelRunner:
                 num_heads,
                 format_gib(self.store.num_bytes),
             )
-        self._packer = BatchPacker(self.vllm_config, self.store, self.device)
+        self.packer = BatchPacker(self.vllm_config, self.store, self.device)
         if get_tensor_model_parallel_rank() == 0 and self.store is not None:
             self._counters = StepCounters.for_writing(self.vllm_config, "patterns")
 
@@ -222,7 +222,7 @@ class DenoisingModelRunner:
         hidden: torch.Tensor | None = None
         unconditional: torch.Tensor | None = None
         for index, sequences in enumerate(passes):
-            batch = self._packer.pack(sequences, index)
+            batch = self.packer.pack(sequences, index)
             output = self._forward(batch)
             if hidden is None:
                 hidden = output[self._hidden_rows(batch, states, rows, 0)]
@@ -236,7 +236,7 @@ class DenoisingModelRunner:
                 ]
             del output
         assert hidden is not None
-        tokens = self._decoder.decode(rows, hidden, unconditional, self.model.compute_logits)
+        tokens = self.decoder.decode(rows, hidden, unconditional, self.model.compute_logits)
         kept = self._kept_blocks(building)
         result = torch.cat([tokens, kept]).cpu().numpy()
         self._report_density(building, result[len(tokens) :])
@@ -245,11 +245,18 @@ class DenoisingModelRunner:
     def _forward(self, batch: PackedBatch) -> torch.Tensor:
         """Hidden states [tokens, hidden_size] of one pass."""
         token_ids = to_device(batch.token_ids(), self.device)
-        return self._run_model(token_ids, batch.positions, batch.attention)
+        return self.run_model(token_ids, batch.positions, batch.attention)
 
-    def _run_model(
+    def run_model(
         self, token_ids: torch.Tensor, positions: torch.Tensor, attention: dict[str, Any] | None
     ) -> torch.Tensor:
+        """Hidden states [tokens, hidden_size] of packed sequences.
+
+        Args:
+            token_ids: int32 [tokens] on the device.
+            positions: int64 [tokens] on the device, position within the sequence.
+            attention: metadata by layer name.
+        """
         with set_forward_context(
             attention, self.vllm_config, num_tokens=len(token_ids), slot_mapping={}
         ):

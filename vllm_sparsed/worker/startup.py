@@ -87,15 +87,15 @@ def _largest_batch(runner: DenoisingModelRunner) -> None:
         longest = min(longest, _CPU_SEQUENCE)
     lengths = [longest] * (total // longest) + ([total % longest] if total % longest else [])
     token_ids = torch.full((total,), settings.mask_token_id, dtype=torch.int32)
-    positions, attention = runner._packer.dense_batch(lengths)
-    output = runner._run_model(token_ids.to(runner.device), positions, attention)
+    positions, attention = runner.packer.dense_batch(lengths)
+    output = runner.run_model(token_ids.to(runner.device), positions, attention)
 
     # Every position may be a candidate; two chunks of logits show the peak of any number of them.
     hidden = output[torch.arange(total, device=runner.device)]
     num_rows = min(total, 2 * runner.max_chunk_rows)
     rows = _costliest_rows(num_rows)
     hidden = hidden[:num_rows]
-    runner._decoder.decode(rows, hidden, hidden, runner.model.compute_logits)
+    runner.decoder.decode(rows, hidden, hidden, runner.model.compute_logits)
 
 
 def _costliest_rows(num_rows: int) -> DecodeRows:
