@@ -8,17 +8,25 @@ import triton.language as tl
 
 @triton.jit
 def _scores(q, k, PRECISION: tl.constexpr):
-    """q k^T. In float32 it sums 32 products at a time, which keeps long sums accurate."""
+    """q k^T. In float32 it sums few products at a time, which keeps long sums accurate."""
     M: tl.constexpr = q.shape[0]
     D: tl.constexpr = q.shape[1]
     N: tl.constexpr = k.shape[1]
     CHUNK: tl.constexpr = 32
-    if PRECISION == "ieee" and D > CHUNK:
+    if PRECISION != "ieee":
+        scores = tl.dot(q, k, input_precision=PRECISION)
+    elif D > CHUNK:
         q_chunks = tl.permute(tl.reshape(q, [M, D // CHUNK, CHUNK]), (1, 0, 2))
         k_chunks = tl.reshape(k, [D // CHUNK, CHUNK, N])
         scores = tl.sum(tl.dot(q_chunks, k_chunks, input_precision=PRECISION), 0)
     else:
-        scores = tl.dot(q, k, input_precision=PRECISION)
+        # tl.dot takes no fewer than 16 products: the others of a chunk are with zeros.
+        FEW: tl.constexpr = 8
+        chunk = tl.arange(0, D // FEW)[:, None, None]
+        inside = (tl.arange(0, D) // FEW)[None, None, :] == chunk
+        q_chunks = tl.where(inside, q[None, :, :], 0.0)  # [D // FEW, M, D]
+        k_chunks = tl.broadcast_to(k[None, :, :], [D // FEW, D, N])
+        scores = tl.sum(tl.dot(q_chunks, k_chunks, input_precision=PRECISION), 0)
     return scores
 
 
