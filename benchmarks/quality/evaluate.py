@@ -1,317 +1,149 @@
-"""Evaluate a checkpoint served by vLLM on the tasks of this folder, dense and with SparseD.
+"""Evaluate a checkpoint served by vLLM on the tasks of this folder: dense, SparseD and others.
 
-    python -m benchmarks.quality.evaluate small-model/model --lengths 1024 4096 --output quality
+    python -m benchmarks.quality.evaluate small-model/model --output quality
 
-Each question is a chat turn after its document. The output folder gets `quality.csv`, a row per
-task, length and setting, and `quality.png` where matplotlib is there. Documents are of the test
-split, which no training uses.
+Each question is a chat turn after its document; documents are of the test split, which no training
+uses. Dense attention and SparseD's defaults are asked at every length; then, at one length, SparseD
+with one parameter varied at a time, the baselines and the ablations. The output folder gets the
+answers, `quality.csv`, `similarity.csv`, `summary.md` and plots. With `--part 2/5` this process
+does its share; `python -m benchmarks.quality.report FOLDER` then makes the rest.
 """
 
 import argparse
-import csv
-import itertools
-import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.quality.tasks import TASKS, Limits, is_correct, make_document
+from benchmarks.quality.answering import Asking, answer_cases
+from benchmarks.quality.cases import Case, cached_cases
+from benchmarks.quality.report import report_folder, setting_line
+from benchmarks.quality.results import Record, answers_path, record, summarize, write_rows
+from benchmarks.quality.settings import (
+    Axes,
+    Setting,
+    compared_settings,
+    main_settings,
+    product_settings,
+    sweep_settings,
+)
+from benchmarks.quality.similarity import FILE_NAME, measure, write_overlaps
+from benchmarks.quality.tasks import TASKS
 
-CONFIDENCE_Z: Final = 1.959964  # standard deviations of a two-sided interval of 95%
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """SparseD's parameters; None in each: dense attention."""
-
-    select: float | None = None
-    skip: float | None = None
-    block_size: int | None = None
-
-    @property
-    def is_dense(self) -> bool:
-        return self.select is None
-
-    @property
-    def name(self) -> str:
-        if self.is_dense:
-            return "dense"
-        return f"select {self.select:g}, skip {self.skip:g}, block {self.block_size}"
-
-    def extra_args(self) -> dict[str, Any]:
-        if self.is_dense:
-            return {"sparsed_enabled": False}
-        return {f"sparsed_{name}": value for name, value in asdict(self).items()}
-
-    def first_sparse_step(self, steps: int) -> int:
-        """Of the `steps` asked for, the first with sparse attention; `steps` if there is none."""
-        if self.skip is None:
-            return steps
-        return min(steps, int(steps * self.skip) + 2)
+CUDA_BATCH_TOKENS: Final = 131_072  # of a forward pass: keeps a large GPU busy with a small model
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """One question to ask: prompt tokens and the answer expected."""
+class Unit:
+    """Work that is done in one go: one setting at one length."""
 
-    task: str
+    setting: Setting
     length: int
-    prompt: list[int]
-    answer: str
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What came back.
-
-    Attributes:
-        decided: denoising step in which each token of the answer was decided.
-        steps: those taken; a request ends early once nothing visible is left to decide.
-    """
-
-    text: str
-    decided: list[int]
-    steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the CSV; low and high bound the exact match at 95% confidence (Wilson).
-
-    Attributes:
-        sparse_tokens: share of the answers' tokens decided in steps with sparse attention.
-    """
-
-    task: str
-    length: int
-    setting: str
-    select: float | None
-    skip: float | None
-    block_size: int | None
     documents: int
-    correct: int
-    exact_match: float
-    low: float
-    high: float
-    steps: float
-    sparse_tokens: float
+
+    @property
+    def cost(self) -> int:
+        return self.length * self.documents
+
+    def cases(self, cases: Iterable[Case]) -> list[Case]:
+        return [c for c in cases if c.length == self.length and c.document < self.documents]
 
 
-def wilson_interval(correct: int, asked: int) -> tuple[float, float]:
-    """Bounds of a share at 95% confidence (E. B. Wilson, 1927).
-
-    Raises:
-        ValueError: nothing was asked.
-    """
-    if asked < 1:
-        raise ValueError("asked must be at least 1")
-    share, z = correct / asked, CONFIDENCE_Z
-    middle = share + z * z / (2 * asked)
-    spread = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked))
-    scale = 1 + z * z / asked
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
-
-
-def make_cases(
-    tokenizer: Any, tasks: Iterable[str], lengths: Iterable[int], documents: int, canvas: int
-) -> list[Case]:
-    """Questions whose prompt and canvas fit each length.
-
-    Args:
-        tokenizer: of transformers, with a chat template.
-        tasks: names of `TASKS`.
-        lengths: tokens of prompt and canvas together.
-        documents: per task and length.
-        canvas: tokens of the answer.
-    """
-
-    @lru_cache(maxsize=200_000)
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False))
-
-    overhead = len(chat_prompt(tokenizer, "")) + canvas
-    cases = []
-    for task, length, seed in itertools.product(tasks, lengths, range(documents)):
-        room = length
-        while True:
-            document = make_document(task, "test", seed, Limits(room, count, overhead))
-            question = document.questions[0]
-            prompt = chat_prompt(tokenizer, document.prompt(question))
-            excess = len(prompt) + canvas - length
-            if excess <= 0:
-                break
-            # Tokens may join differently where lines do.
-            room -= excess
-        cases.append(Case(task, length, prompt, question.answer))
-    return cases
-
-
-def chat_prompt(tokenizer: Any, content: str) -> list[int]:
-    """Tokens of a user's first message, up to where the answer begins."""
-    message = [{"role": "user", "content": content}]
-    ids: list[int] = tokenizer.apply_chat_template(
-        message, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return ids
-
-
-def observe(worker: Any) -> dict[str, tuple[int, list[int], int]]:
-    """In a worker: steps done, canvas and mask token of every request that runs."""
-    return {
-        request_id: (
-            state.step,
-            state.tokens[state.plan.prompt_len :].tolist(),
-            state.mask_token_id,
-        )
-        for request_id, state in worker.model_runner.requests.items()
-    }
-
-
-def answer_cases(
-    llm: Any, cases: Sequence[Case], setting: Setting, canvas: int, steps: int
-) -> list[Answered]:
-    """Ask all questions under one setting, and watch when each token is decided."""
-    from vllm import SamplingParams
-
-    params = SamplingParams(
-        temperature=0.0,
-        max_tokens=canvas,
-        extra_args={
-            "diffusion_steps": steps,
-            "diffusion_block_length": canvas,
-            **setting.extra_args(),
-        },
-    )
-    engine = llm.llm_engine
-    for number, case in enumerate(cases):
-        engine.add_request(f"case{number}", {"prompt_token_ids": case.prompt}, params)
-    decided: dict[str, dict[int, int]] = {f"case{number}": {} for number in range(len(cases))}
-    taken = dict.fromkeys(decided, 0)
-    answers: dict[str, tuple[str, int]] = {}
-    while engine.has_unfinished_requests():
-        outputs = engine.step()
-        for request_id, (done, tokens, mask) in llm.collective_rpc(observe)[0].items():
-            # vLLM may add a suffix of its own.
-            name = request_id.split("-")[0]
-            taken[name] = done
-            for position, token in enumerate(tokens):
-                if token != mask:
-                    decided[name].setdefault(position, done - 1)
-        for output in outputs:
-            if output.finished:
-                completion = output.outputs[0]
-                answers[output.request_id] = (completion.text, len(completion.token_ids))
-    answered = []
-    for name, places in decided.items():
-        text, length = answers[name]
-        last = max(0, taken[name] - 1)
-        at = [places.get(position, last) for position in range(length)]
-        answered.append(Answered(text, at, taken[name]))
-    return answered
-
-
-def rows_of(
-    setting: Setting, cases: Sequence[Case], answered: Sequence[Answered], steps: int
-) -> list[Row]:
-    """One row per task and length; `steps` are those asked for."""
-    first_sparse = setting.first_sparse_step(steps)
-    groups: dict[tuple[str, int], list[tuple[Case, Answered]]] = {}
-    for case, answer in zip(cases, answered, strict=True):
-        groups.setdefault((case.task, case.length), []).append((case, answer))
-    rows = []
-    for (task, length), pairs in groups.items():
-        correct = sum(is_correct(answer.text, case.answer) for case, answer in pairs)
-        low, high = wilson_interval(correct, len(pairs))
-        tokens = sum(len(answer.decided) for _, answer in pairs)
-        sparse = sum(step >= first_sparse for _, answer in pairs for step in answer.decided)
-        rows.append(
-            Row(
-                task=task,
-                length=length,
-                setting=setting.name,
-                **asdict(setting),
-                documents=len(pairs),
-                correct=correct,
-                exact_match=round(correct / len(pairs), 4),
-                low=round(low, 4),
-                high=round(high, 4),
-                steps=round(sum(answer.steps for _, answer in pairs) / len(pairs), 2),
-                sparse_tokens=round(sparse / tokens, 4) if tokens else 0.0,
-            )
-        )
-    return rows
-
-
-def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-
-
-def plot(path: Path, rows: Sequence[Row]) -> bool:
-    """Exact match over length, a panel per task; False where matplotlib is missing."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        return False
-    tasks = list(dict.fromkeys(row.task for row in rows))
-    settings = list(dict.fromkeys(row.setting for row in rows))
-    figure, axes = pyplot.subplots(
-        1, len(tasks), figsize=(3.2 * len(tasks), 3.4), sharey=True, squeeze=False
-    )
-    for axis, task in zip(axes[0], tasks, strict=True):
-        for setting in settings:
-            shown = [row for row in rows if row.task == task and row.setting == setting]
-            middle = [row.exact_match for row in shown]
-            errors = [
-                [row.exact_match - row.low for row in shown],
-                [row.high - row.exact_match for row in shown],
-            ]
-            lengths = [row.length for row in shown]
-            axis.errorbar(lengths, middle, yerr=errors, label=setting, marker="o", capsize=2)
-        axis.set(title=task, xlabel="tokens", xscale="log", ylim=(-0.02, 1.02))
-    axes[0][0].set_ylabel("exact match")
-    axes[0][-1].legend(fontsize=6)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    return True
+def share(units: Sequence[Unit], part: int, parts: int) -> list[Unit]:
+    """Those of one of `parts` processes, counted from 1, with about the same cost for each."""
+    loads = [0] * parts
+    mine = []
+    for unit in sorted(units, key=lambda unit: -unit.cost):
+        least = loads.index(min(loads))
+        loads[least] += unit.cost
+        if least == part - 1:
+            mine.append(unit)
+    return mine
 
 
 def evaluate(
     llm: Any,
     cases: Sequence[Case],
-    settings: Sequence[Setting],
-    canvas: int,
-    steps: int,
+    units: Iterable[Unit],
+    asking: Asking,
     report: Callable[[str], None] = print,
-) -> list[Row]:
-    """All settings, one after another, on the same questions."""
-    rows: list[Row] = []
-    for setting in settings:
+) -> list[Record]:
+    """All units, one after another."""
+    records: list[Record] = []
+    for unit in units:
         began = time.perf_counter()
-        answered = answer_cases(llm, cases, setting, canvas, steps)
-        fresh = rows_of(setting, cases, answered, steps)
-        report(f"{setting.name} ({time.perf_counter() - began:.1f} s)")
-        for row in fresh:
-            report(
-                f"  {row.task:18} {row.length:6} tokens: {row.exact_match:6.1%} "
-                f"[{row.low:.1%}, {row.high:.1%}] of {row.documents}, "
-                f"{row.sparse_tokens:.0%} of the tokens in sparse steps"
-            )
-        rows += fresh
-    return rows
+        asked = unit.cases(cases)
+        answered = answer_cases(llm, asked, unit.setting, asking)
+        fresh = [
+            record(unit.setting, case, answer, asking.steps)
+            for case, answer in zip(asked, answered, strict=True)
+        ]
+        records += fresh
+        line = setting_line(summarize(fresh)[-1])
+        report(f"{line} ({time.perf_counter() - began:.1f} s)")
+    return records
 
 
-def main() -> int:
+def all_units(options: argparse.Namespace, axes: Axes) -> list[Unit]:
+    units = [
+        Unit(setting, length, options.documents)
+        for setting in main_settings(axes)
+        for length in options.lengths
+    ]
+    if options.grid == "main":
+        return units
+    sweep = sweep_settings(axes) if options.grid == "one" else product_settings(axes)
+    others = [*sweep, *compared_settings(axes)]
+    units += [Unit(s, options.sweep_length, options.sweep_documents) for s in others]
+    if options.sweep_length not in options.lengths:
+        units += [
+            Unit(s, options.sweep_length, options.sweep_documents) for s in main_settings(axes)
+        ]
+    return units
+
+
+def start_engine(options: argparse.Namespace, units: Sequence[Unit]) -> Any:
+    """An engine whose limits hold every setting."""
+    # The engine core in this process: its requests can then be watched step by step.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    longest = max(options.sweep_length, *(unit.length for unit in units))
+    batch_tokens = CUDA_BATCH_TOKENS if current_platform.is_cuda() else 4 * longest
+    selects = [unit.setting.select for unit in units if unit.setting.select is not None]
+    blocks = [unit.setting.block_size for unit in units if unit.setting.block_size is not None]
+    return LLM(
+        options.model,
+        attention_backend="sparsed",
+        dtype=options.dtype,
+        max_model_len=longest,
+        max_num_batched_tokens=options.batch_tokens or batch_tokens,
+        max_num_seqs=512,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        # The server's values are the most that a request may ask for.
+        additional_config={
+            "sparsed": {
+                "max_canvas": options.canvas,
+                "select": max(selects, default=0.3),
+                "block_size": min(blocks, default=128),
+            }
+        },
+    )
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """`2/5` as (2, 5)."""
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} must be like 2/5, the second of five parts")
+    return int(part), int(parts)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -319,49 +151,73 @@ def main() -> int:
     add = parser.add_argument
     add("model", help="folder or name of a checkpoint with a chat template")
     add("--output", type=Path, default=Path("quality"), help="folder of the results")
+    add("--part", type=part_of, default=(1, 1), help="of the work: 2/5 is the second of five parts")
     add("--tasks", nargs="+", choices=tuple(TASKS), default=list(TASKS))
     add("--lengths", type=int, nargs="+", default=[1024, 4096, 8192], help="prompt and canvas")
-    add("--documents", type=int, default=200, help="per task and length")
-    add("--select", type=float, nargs="*", default=[0.3], help="none given: dense only")
-    add("--skip", type=float, nargs="+", default=[0.2])
-    add("--block-size", type=int, nargs="+", default=[128])
+    add("--documents", type=int, default=200, help="per task and length, dense and defaults")
+    add("--sweep-length", type=int, default=4096, help="of all other settings")
+    add("--sweep-documents", type=int, default=100, help="per task, of all other settings")
+    grid_help = (
+        "main: dense and the defaults; one: also one parameter varied at a time, baselines and "
+        "ablations; full: every combination in place of one at a time"
+    )
+    add("--grid", choices=("main", "one", "full"), default="one", help=grid_help)
+    add("--default-select", type=float, default=0.3)
+    add("--default-skip", type=float, default=0.2)
+    add("--default-block-size", type=int, nargs="+", default=[128, 32])
+    add("--select", type=float, nargs="*", default=[0.1, 0.2, 0.3, 0.4, 0.5])
+    add("--skip", type=float, nargs="*", default=[0.0, 0.1, 0.2, 0.3])
+    add("--block-size", type=int, nargs="*", default=[32, 64, 128])
+    add("--similarity-documents", type=int, default=1, help="per task; 0: leave it out")
     add("--canvas", type=int, default=32, help="tokens of an answer")
     add("--steps", type=int, default=32, help="denoising steps of an answer")
-    add("--batch-tokens", type=int, help="of a forward pass; default: four of the longest")
+    add("--alg", help="diffusion_alg of the requests; default: the model's")
+    batch_help = f"of a pass; default: {CUDA_BATCH_TOKENS} on CUDA, else four of the longest"
+    add("--batch-tokens", type=int, help=batch_help)
     add("--dtype", default="auto")
     add("--gpu-memory-utilization", type=float, default=0.5)
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
 
-    # The engine core in this process: its requests can then be watched step by step.
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    from vllm import LLM
 
-    longest = max(options.lengths)
-    sparsed: dict[str, Any] = {"max_canvas": options.canvas}
-    if options.select:
-        # The server's values are the most that a request may ask for.
-        sparsed |= {"select": max(options.select), "block_size": min(options.block_size)}
-    llm = LLM(
-        options.model,
-        attention_backend="sparsed",
-        dtype=options.dtype,
-        max_model_len=longest,
-        max_num_batched_tokens=options.batch_tokens or 4 * longest,
-        gpu_memory_utilization=options.gpu_memory_utilization,
-        additional_config={"sparsed": sparsed},
+def main() -> int:
+    options = parse()
+    defaults = tuple(
+        Setting(options.default_select, options.default_skip, block)
+        for block in options.default_block_size
     )
-    grid = itertools.product(options.select, options.skip, options.block_size)
-    settings = [Setting(), *(Setting(*values) for values in grid)]
-    cases = make_cases(
-        llm.get_tokenizer(), options.tasks, options.lengths, options.documents, options.canvas
-    )
-    rows = evaluate(llm, cases, settings, options.canvas, options.steps)
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_csv(options.output / "quality.csv", rows)
-    drawn = plot(options.output / "quality.png", rows)
-    print(
-        f"written: {options.output / 'quality.csv'}" + ("" if drawn else "; no matplotlib, no plot")
-    )
+    axes = Axes(defaults, tuple(options.select), tuple(options.skip), tuple(options.block_size))
+    units = all_units(options, axes)
+    part, parts = options.part
+    asking = Asking(options.canvas, options.steps, options.alg)
+    llm = start_engine(options, units)
+    began = time.perf_counter()
+    mine = share(units, part, parts)
+    records_patterns = part == parts and options.similarity_documents > 0
+    lengths = [unit.length for unit in mine] + [options.sweep_length] * records_patterns
+    cases = [
+        case
+        for length in dict.fromkeys(lengths)
+        for case in cached_cases(
+            options.output / "cases",
+            llm.get_tokenizer(),
+            options.tasks,
+            [length],
+            # As many in every process: they share the files.
+            max([u.documents for u in units if u.length == length] or [options.sweep_documents]),
+            options.canvas,
+        )
+    ]
+    print(f"{len(cases)} documents made or read ({time.perf_counter() - began:.1f} s)")
+    records = evaluate(llm, cases, mine, asking)
+    write_rows(answers_path(options.output, part, parts), records)
+    if records_patterns:
+        recorded = Unit(defaults[0], options.sweep_length, options.similarity_documents)
+        rows = measure(llm, recorded.cases(cases), defaults, asking)
+        write_overlaps(options.output / FILE_NAME, rows)
+    if parts == 1:
+        print(report_folder(options.output))
+    else:
+        print(f"part {part} of {parts} done; after the last: python -m benchmarks.quality.report")
     return 0
 
 

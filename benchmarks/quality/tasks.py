@@ -20,7 +20,7 @@ MAX_FACTS: Final = 64  # per document, where the caller names no number
 TOKENS_PER_FACT: Final = 64  # of a document's length, likewise
 CHAIN_LENGTH: Final = 3  # variables that hold one value
 COMMON_WORDS: Final = 3  # asked for
-COMMON_RATIO: Final = 4  # occurrences of a common word for one of another
+COMMON_RATIO: Final = 10  # occurrences of a common word for one of another
 LIST_WORDS: Final = 8  # words on a line of a list
 _BEFORE_VOWEL: Final = re.compile(r"\b([Aa]) (?=[aeiou])")
 _FILLER_TRIES: Final = 4  # sentences tried where little room is left
@@ -124,8 +124,11 @@ def make_document(task: str, split: str, seed: int, limits: Limits) -> Document:
 
 
 def is_correct(answer: str, expected: str) -> bool:
-    """Exact match, up to white space."""
-    return answer.split() == expected.split()
+    """Exact match, up to white space and the order of a list."""
+    given, wanted = (
+        sorted(tuple(item.split()) for item in text.split(",")) for text in (answer, expected)
+    )
+    return given == wanted
 
 
 def _turn_tokens(questions: Sequence[Question], limits: Limits) -> int:
@@ -183,7 +186,7 @@ def _variable_tracking(rng: random.Random, count: int) -> _Facts:
     chains = max(1, min(count, len(NOUNS)) // CHAIN_LENGTH)
     names = rng.sample(NOUNS, chains * CHAIN_LENGTH)
     members = [names[i::chains] for i in range(chains)]
-    values = _numbers(rng, chains)
+    values = rng.sample(ADJECTIVES, chains)
     lines = []
     order = [chain for chain in range(chains) for _ in range(CHAIN_LENGTH)]
     rng.shuffle(order)
@@ -198,17 +201,20 @@ def _variable_tracking(rng: random.Random, count: int) -> _Facts:
     return _Facts(
         lines,
         [
-            Question(f"Which variables hold {value}?", ", ".join(chain))
+            Question(f"Which variables are {value}?", ", ".join(chain))
             for value, chain in zip(values, members, strict=True)
         ],
     )
 
 
 def _common_words(rng: random.Random, count: int) -> _Facts:
-    """`count` lines of words, three of which occur four times as often as any other."""
+    """`count` lines of words, three of which occur ten times as often as any other.
+
+    The answer has them in any order: which of the three comes first says nothing.
+    """
     words = count * LIST_WORDS
     pool = rng.sample(NOUNS + ADJECTIVES, len(NOUNS) + len(ADJECTIVES))
-    common, others = sorted(pool[:COMMON_WORDS]), pool[COMMON_WORDS:]
+    common, others = pool[:COMMON_WORDS], pool[COMMON_WORDS:]
     times = -(-words // (COMMON_WORDS * COMMON_RATIO + len(others)))
     listed = common * (COMMON_RATIO * times)
     listed += (others * times)[: max(0, words - len(listed))]
@@ -217,7 +223,7 @@ def _common_words(rng: random.Random, count: int) -> _Facts:
         listed = common * COMMON_RATIO + others[:COMMON_WORDS]
     rng.shuffle(listed)
     lines = [" ".join(listed[i : i + LIST_WORDS]) + "\n" for i in range(0, len(listed), LIST_WORDS)]
-    question = "Which three words are the most common in the list, in the order of the alphabet?"
+    question = "Which three words are the most common in the list?"
     return _Facts(lines, [Question(question, ", ".join(common))])
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,31 +60,42 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
     return None
 
 
-def training_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and AdamW's moments by parameter name, and PyTorch's random state."""
+def training_tensors(
+    model: torch.nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """Weights and optimizer moments by parameter name, and PyTorch's random state."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {f"weight/{name}": tensor for tensor, name in names.items()}
-    for parameter, moments in optimizer.state.items():
-        for kind in ("exp_avg", "exp_avg_sq", "step"):
-            tensors[f"{kind}/{names[parameter]}"] = moments[kind]
+    for optimizer in optimizers:
+        for parameter, moments in optimizer.state.items():
+            for kind, moment in moments.items():
+                tensors[f"moment/{kind}/{names[parameter]}"] = moment
     tensors["random_state"] = torch.get_rng_state()
     return tensors
 
 
 def restore(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+    model: torch.nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    tensors: Mapping[str, Tensor],
 ) -> None:
-    """Put back what `training_tensors` took; raises KeyError where a tensor is missing."""
-    for name, parameter in model.named_parameters():
+    """Put back what `training_tensors` took; raises KeyError where a weight is missing."""
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("moment/"):
+            _, kind, name = key.split("/", 2)
+            moments.setdefault(name, {})[kind] = tensor
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter, name in names.items():
         with torch.no_grad():
             parameter.copy_(tensors[f"weight/{name}"])
-        if f"step/{name}" in tensors:
-            optimizer.state[parameter] = {
-                kind: tensors[f"{kind}/{name}"].to(
-                    "cpu"
-                    if kind == "step" and not optimizer.defaults["fused"]
-                    else parameter.device
-                )
-                for kind in ("exp_avg", "exp_avg_sq", "step")
-            }
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                found = moments.get(names[parameter], {})
+                for kind, tensor in found.items():
+                    # AdamW counts its steps on the device only where it is fused.
+                    on_cpu = kind == "step" and not group.get("fused")
+                    device = "cpu" if on_cpu else parameter.device
+                    optimizer.state[parameter][kind] = tensor.to(device)
     torch.set_rng_state(tensors["random_state"])

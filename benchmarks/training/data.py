@@ -52,7 +52,8 @@ class Batch:
         tokens: int64 [sequences, length], answers masked.
         positions: int64 [masked], index into `tokens` flattened.
         targets: int64 [masked].
-        weights: float32 [masked], 1/t, less for padding; sums to about 1 over a batch.
+        weights: float32 [masked], 1/t, less for padding, long answers and documents with many
+            questions; sums to about 1 over a batch.
         questions: int64 [masked], which fully masked question the position answers; -1: none, or
             padding.
         question_tasks: int64 [fully masked questions], index into `TASK_NAMES`.
@@ -68,12 +69,18 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """Where an answer lies: its tokens with the end of turn, then padding that is learnt too."""
+    """Where an answer lies: its tokens with the end of turn, then padding that is learnt too.
+
+    Attributes:
+        weight: of each of its tokens. Long answers and documents with many questions have more
+            tokens: by the root of both, lest the other tasks be drowned.
+    """
 
     start: int
     stop: int
     padding_stop: int
     task: int
+    weight: float
 
 
 class Encoder:
@@ -160,7 +167,8 @@ def _conversation(
         else:
             padding = rng.randint(0, LONGEST_GAP)
         ids += [encoder.end] * padding
-        spans.append(_Answer(start, stop, len(ids), task))
+        weight = ((stop - start) * len(document.questions)) ** -0.5
+        spans.append(_Answer(start, stop, len(ids), task, weight))
     return ids, spans
 
 
@@ -180,7 +188,7 @@ def _masked(
         full = rng.random() < FULLY_MASKED
         ratio = 1.0 if full else rng.uniform(SMALLEST_RATIO, 1.0)
         places = np.arange(span.start, span.padding_stop)
-        base = np.where(places < span.stop, 1.0, PADDING_WEIGHT)
+        base = span.weight * np.where(places < span.stop, 1.0, PADDING_WEIGHT)
         total += float(base.sum())
         hidden = generator.random(len(places)) < ratio
         question = np.full(len(places), -1)

@@ -16,14 +16,16 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from benchmarks.training.batches import BatchSource, batch_source
@@ -36,6 +38,7 @@ from benchmarks.training.checkpoint import (
 from benchmarks.training.curriculum import STAGES, Curriculum
 from benchmarks.training.data import TASK_NAMES, Batch, Encoder, Stage
 from benchmarks.training.model import Model, Shape, save_served_model
+from benchmarks.training.optimizers import make_optimizers
 from benchmarks.training.tokenizer import train_tokenizer
 
 CHECK_EVERY: Final = 20  # steps between looks at the loss and the exact match
@@ -96,7 +99,7 @@ class Budget:
 
 
 class Training:
-    """Model, optimizer, curriculum and progress; goes on from a checkpoint if there is one."""
+    """Model, optimizers, curriculum and progress; goes on from a checkpoint if there is one."""
 
     def __init__(
         self, settings: Settings, folder: Path, device: torch.device, compiled: bool = False
@@ -112,16 +115,10 @@ class Training:
         self.settings = replace(settings, shape=replace(settings.shape, vocab_size=rows))
         torch.manual_seed(settings.seed)
         self.model = Model(self.settings.shape).to(device)
-        parameters = list(self.model.parameters())
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(
-            groups,
-            lr=settings.learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=settings.weight_decay,
+        self.optimizers = make_optimizers(
+            self.model,
+            settings.learning_rate,
+            settings.weight_decay,
             fused=device.type == "cuda",
         )
         self.curriculum = Curriculum(settings.stages)
@@ -152,20 +149,22 @@ class Training:
             batch: of this step.
             current: whether it is of the current stage, so that its answers count.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate()
         tokens, positions, targets, weights = (
             self._moved(array)
             for array in (batch.tokens, batch.positions, batch.targets, batch.weights)
         )
-        with self._autocast():
+        with self._precision():
             logits = self.model(tokens, positions)
         logits = logits.float()
         loss = (cross_entropy(logits, targets, reduction="none") * weights).sum()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         if current and len(batch.question_tasks):
             self._count(batch, logits.detach().argmax(dim=-1) != targets)
@@ -188,7 +187,7 @@ class Training:
             "curriculum": {k: v for k, v in asdict(self.curriculum).items() if k != "stages"},
         }
         save_checkpoint(
-            self.folder / "checkpoint", training_tensors(self.model, self.optimizer), state
+            self.folder / "checkpoint", training_tensors(self.model, self.optimizers), state
         )
         encoder = self.encoder
         save_served_model(
@@ -207,7 +206,7 @@ class Training:
         tensors, state = found
         if state["settings"] != _plain(self.settings):
             raise ValueError(f"{self.folder} holds a training with other settings")
-        restore(self.model, self.optimizer, tensors)
+        restore(self.model, self.optimizers, tensors)
         self.step, self.seconds = state["step"], state["seconds"]
         self.cooldown = tuple(state["cooldown"]) if state["cooldown"] else None
         self.curriculum = Curriculum(self.settings.stages, **state["curriculum"])
@@ -218,8 +217,15 @@ class Training:
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, self.device.type == "cuda")
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """bfloat16 products on CUDA, and there the attention that is fastest on Hopper chips."""
+        if self.device.type != "cuda":
+            yield
+            return
+        order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+        with torch.autocast("cuda", torch.bfloat16), sdpa_kernel(order, set_priority=True):
+            yield
 
     def _count(self, batch: Batch, wrong: Tensor) -> None:
         """A fully masked answer is right when all of its tokens are."""

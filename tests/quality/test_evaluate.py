@@ -1,101 +1,141 @@
-"""The evaluation: its statistics, its prompts, and a whole run through vLLM."""
+"""The evaluation: its settings, its prompts, its shares of work, and runs through vLLM."""
 
-import csv
-import json
-import shutil
+import argparse
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from transformers import AutoTokenizer
+from vllm import LLM
 
-from benchmarks.quality.evaluate import (
-    Answered,
-    Case,
-    Row,
-    Setting,
-    make_cases,
-    rows_of,
-    wilson_interval,
-    write_csv,
+from benchmarks.quality.answering import Asking
+from benchmarks.quality.cases import Case, cached_cases, make_cases
+from benchmarks.quality.evaluate import Unit, all_units, evaluate, parse, part_of, share
+from benchmarks.quality.results import (
+    answers_path,
+    merged_records,
+    read_records,
+    write_rows,
 )
+from benchmarks.quality.settings import (
+    DENSE,
+    Axes,
+    Setting,
+    compared_settings,
+    product_settings,
+    sweep_settings,
+)
+from benchmarks.quality.similarity import read_overlaps
 from benchmarks.quality.tasks import TASKS
-from benchmarks.training.data import Stage
-from benchmarks.training.train import SMOKE, Budget, Training, run
 
 ROOT = Path(__file__).resolve().parents[2]
-SPARSE = Setting(select=0.3, skip=0.2, block_size=32)
-
-
-@pytest.mark.parametrize(
-    ("correct", "asked", "interval"),
-    [
-        (0, 10, (0.0, 0.27753)),
-        (10, 10, (0.72247, 1.0)),
-        (5, 10, (0.23659, 0.76341)),
-        (190, 200, (0.91042, 0.97262)),
-    ],
-    ids=["none", "all", "half", "most"],
-)
-def test_wilson_interval(correct: int, asked: int, interval: tuple[float, float]) -> None:
-    assert wilson_interval(correct, asked) == pytest.approx(interval, abs=1e-4)
-
-
-def test_wilson_interval_of_nothing() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        wilson_interval(0, 0)
+SPARSE = Setting(0.3, 0.2, 128)
+SHORT = Setting(0.3, 0.2, 32)
+EARLY = Setting(0.3, None, 128, schedule="from_start")
+AXES = Axes((SPARSE, SHORT), (0.1, 0.3), (0.0, 0.2), (32, 64, 128))
 
 
 @pytest.mark.parametrize(
     ("setting", "steps", "first"),
-    [(Setting(), 32, 32), (SPARSE, 32, 8), (SPARSE, 2, 2), (Setting(0.3, 0.0, 32), 32, 2)],
-    ids=["dense", "sparse", "too-few-steps", "no-skip"],
+    [
+        (DENSE, 32, 32),
+        (SPARSE, 32, 8),
+        (SPARSE, 2, 2),
+        (Setting(0.3, 0.0, 32), 32, 2),
+        (EARLY, 32, 0),
+    ],
+    ids=["dense", "sparse", "too-few-steps", "no-skip", "from-start"],
 )
 def test_first_sparse_step(setting: Setting, steps: int, first: int) -> None:
     assert setting.first_sparse_step(steps) == first
 
 
-def test_rows(tmp_path: Path) -> None:
-    cases = [
-        Case("report", 256, [1], "Ada"),
-        Case("report", 256, [1], "12345"),
-        Case("multi_key", 256, [1], "00000"),
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(pattern="diagonal"), "pattern='diagonal' must be one of dense, sparsed, window"),
+        (dict(schedule="never"), "schedule='never' must be one of reuse, from_start"),
+        (dict(), "select and block_size belong to every setting but dense"),
+        (dict(select=0.3, skip=0.2, block_size=32, pattern="dense"), "belong to every"),
+        (dict(select=0.3, block_size=32), "skip to these where"),
+        (dict(select=0.3, skip=0.2, block_size=32, schedule="from_start"), "skip to these where"),
+    ],
+)
+def test_refuses_settings(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Setting(**values)
+
+
+def test_one_parameter_at_a_time() -> None:
+    assert sweep_settings(AXES) == [
+        replace(SPARSE, select=0.1),
+        replace(SPARSE, skip=0.0),
+        replace(SPARSE, block_size=64),
+        replace(SHORT, select=0.1),
+        replace(SHORT, skip=0.0),
     ]
-    answered = [
-        Answered("Ada", [7, 8], 20),
-        Answered("12346", [8, 9, 10, 11, 2, 30], 32),
-        Answered("00000", [0, 1], 12),
+
+
+def test_all_combinations() -> None:
+    """Less the defaults, which are asked anyway."""
+    product = product_settings(AXES)
+    assert len(product) == 2 * 2 * 3 - 2
+    assert Setting(0.1, 0.0, 64) in product
+    assert SPARSE not in product
+
+
+def test_baselines_and_ablations() -> None:
+    names = [setting.name for setting in compared_settings(replace(AXES, defaults=(SPARSE,)))]
+    assert names == [
+        "window, select 0.3, skip 0.2, block 128",
+        "window from step 0, select 0.3, block 128",
+        "sink + window, select 0.3, skip 0.2, block 128",
+        "sink + window from step 0, select 0.3, block 128",
+        "from step 0, select 0.3, block 128",
+        "heads share a pattern, select 0.3, skip 0.2, block 128",
+        "rebuilt in every step, select 0.3, skip 0.2, block 128",
+        "no isolated selection, select 0.3, skip 0.2, block 128",
     ]
-    report, keys = rows_of(SPARSE, cases, answered, 32)
-    assert report == Row(
-        task="report",
-        length=256,
-        setting="select 0.3, skip 0.2, block 32",
-        select=0.3,
-        skip=0.2,
-        block_size=32,
-        documents=2,
-        correct=1,
-        exact_match=0.5,
-        low=0.0945,
-        high=0.9055,
-        steps=26.0,
-        sparse_tokens=0.75,
-    )
-    assert (keys.task, keys.correct, keys.sparse_tokens) == ("multi_key", 1, 0.0)
-    write_csv(tmp_path / "rows.csv", [report, keys])
-    lines = list(csv.DictReader((tmp_path / "rows.csv").open()))
-    assert [line["exact_match"] for line in lines] == ["0.5", "1.0"]
+
+
+def test_units() -> None:
+    """Defaults at every length, all others at one, with fewer documents."""
+    options = parse(["model", "--documents", "20", "--sweep-documents", "5"])
+    units = all_units(options, AXES)
+    assert units[:3] == [Unit(DENSE, length, 20) for length in (1024, 4096, 8192)]
+    assert len(units) == 3 * 3 + 5 + 2 * 8
+    assert {(unit.length, unit.documents) for unit in units[9:]} == {(4096, 5)}
+    options.grid = "main"
+    assert len(all_units(options, AXES)) == 9
+
+
+def test_shares() -> None:
+    """Every unit once, the loads even."""
+    units = all_units(parse(["model"]), AXES)
+    shares = [share(units, part, 4) for part in range(1, 5)]
+    assert Counter(unit for mine in shares for unit in mine) == Counter(units)
+    loads = [sum(unit.cost for unit in mine) for mine in shares]
+    assert max(loads) - min(loads) <= min(unit.cost for unit in units)
+
+
+@pytest.mark.parametrize("text", ["", "2", "0/5", "6/5", "a/b", "-1/5"])
+def test_refuses_parts(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="must be like 2/5"):
+        part_of(text)
+    assert part_of("2/5") == (2, 5)
 
 
 @pytest.mark.parametrize("length", [256, 1024])
 def test_prompts_fill_the_length(tokenizer_folder: Path, length: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     cases = make_cases(tokenizer, TASKS, [length], 3, canvas=32)
-    assert [case.task for case in cases] == [task for task in TASKS for _ in range(3)]
+    assert [(case.task, case.document) for case in cases] == [
+        (task, document) for task in TASKS for document in range(3)
+    ]
     for case in cases:
         assert length * 0.8 - 32 < len(case.prompt) + 32 <= length
         text = tokenizer.decode(case.prompt)
@@ -118,41 +158,72 @@ def test_prompts_fit_with_a_tokenizer_that_joins_lines(tokenizer_folder: Path) -
     assert 400 < len(case.prompt) + 32 <= 512
 
 
+def test_cases_are_made_once(tmp_path: Path, tokenizer_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+
+    def get(documents: int) -> list[Case]:
+        return cached_cases(tmp_path, tokenizer, ["report", "multi_key"], [256], documents, 32)
+
+    made = make_cases(tokenizer, ["report", "multi_key"], [256], 2, 32)
+    assert get(2) == made
+    (path,) = tmp_path.glob("report-256-2x32-*.json")
+    path.write_text(path.read_text().replace('"report"', '"changed"'))
+    assert [case.task for case in get(2)] == ["changed"] * 2 + ["multi_key"] * 2
+    assert len(get(3)) == 6
+    # Another tokenizer has files of its own.
+    tokenizer.chat_template = "Q: {{ messages[0]['content'] }} A:"
+    assert [case.task for case in get(2)] == ["report"] * 2 + ["multi_key"] * 2
+
+
+def test_parts_through_vllm_are_one_run(llm: LLM, tmp_path: Path) -> None:
+    """Settings are put into the engine in another order and in other company."""
+    asking = Asking(canvas=32, steps=32)
+    cases = make_cases(llm.get_tokenizer(), ["multi_key"], [150, 200], 3, 32)
+    settings = [DENSE, Setting(0.3, 0.2, 16), Setting(0.3, None, 16, "window", "from_start")]
+    units = [Unit(setting, 150, 2) for setting in settings] + [Unit(DENSE, 200, 3)]
+    lines: list[str] = []
+    whole = evaluate(llm, cases, units, asking, lines.append)
+    assert len(whole) == 9
+    assert lines[0].startswith("dense; 150 tokens: ")
+    assert "100% of the tokens in sparse steps" in lines[2]
+    for part in (1, 2):
+        mine = evaluate(llm, cases, share(units, part, 2), asking, lines.append)
+        write_rows(answers_path(tmp_path, part, 2), mine)
+    write_rows(tmp_path / "whole.csv", whole)
+    merged = merged_records(tmp_path)
+    assert sorted(map(repr, merged)) == sorted(map(repr, read_records(tmp_path / "whole.csv")))
+    density = {r.setting: r.density for r in merged if r.document == 0 and r.length == 150}
+    assert density[DENSE] is None
+    assert 0.3 < (density[settings[1]] or 0) < 0.5
+
+
 @pytest.mark.slow
-def test_evaluates_a_trained_model_through_vllm(tmp_path: Path, tokenizer_folder: Path) -> None:
-    """A little training gives answers of the right form; what they say is another matter."""
-    settings = replace(
-        SMOKE, learning_rate=3e-3, stages=(Stage(1, 160, True, (("multi_key", 1.0),)),)
-    )
-    shutil.copytree(tokenizer_folder, tmp_path / "model")
-    training = Training(settings, tmp_path, torch.device("cpu"))
-    run(training, Budget(minutes=60.0, max_steps=300), workers=0, quiet=True)
-    script = (
-        "from pathlib import Path; import json, os, sys\n"
-        "os.environ['VLLM_ENABLE_V1_MULTIPROCESSING'] = '0'\n"
-        "from vllm import LLM\n"
-        "from benchmarks.quality.evaluate import *\n"
-        "llm = LLM(sys.argv[1], attention_backend='sparsed', dtype='float32', max_model_len=256,\n"
-        "          additional_config={'sparsed': {'select': 0.5, 'block_size': 16}})\n"
-        "cases = make_cases(llm.get_tokenizer(), ['multi_key'], [160], 4, 32)\n"
-        "answers = {}\n"
-        "for setting in (Setting(), Setting(0.5, 0.2, 16)):\n"
-        "    answered = answer_cases(llm, cases, setting, 32, 32)\n"
-        "    answers[setting.name] = [asdict(a) for a in answered]\n"
-        "Path(sys.argv[2]).write_text(json.dumps(answers))\n"
-    )
-    found = tmp_path / "answers.json"
-    subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "model", found], check=True, cwd=ROOT, timeout=300
-    )
-    answers = json.loads(found.read_text())
-    assert list(answers) == ["dense", "select 0.5, skip 0.2, block 16"]
-    for answered in answers.values():
-        assert len(answered) == 4
-        for answer in answered:
-            assert answer["text"].isdigit()
-            assert len(answer["text"]) == 5
-            assert len(answer["decided"]) in (5, 6)
-            # One token in a step, and none of them twice.
-            assert len(set(answer["decided"])) == len(answer["decided"])
-            assert max(answer["decided"]) < answer["steps"] <= 32
+def test_commands_in_two_parts(tmp_path: Path, checkpoint: Path) -> None:
+    """Two processes side by side share the work and the documents; then the report."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "benchmarks.quality.evaluate", checkpoint, "--output", out]
+    command += ["--tasks", "multi_key", "report", "--lengths", "128", "160", "--documents", "4"]
+    command += ["--sweep-length", "160", "--sweep-documents", "2", "--default-block-size", "16"]
+    command += ["--block-size", "16", "--select", "0.3", "0.5", "--dtype", "float32"]
+    running = [
+        subprocess.Popen([*command, "--part", part], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for part in ("1/2", "2/2")
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert "part 2 of 2 done" in printed[1]
+    assert len(list((out / "cases").glob("*.json"))) == 4
+    report = [sys.executable, "-m", "benchmarks.quality.report", out, "--no-plots"]
+    text = subprocess.run(report, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+
+    records = merged_records(out)
+    # Dense and the default: 4 documents, 2 tasks, 2 lengths; all others: 2 documents, 2 tasks.
+    assert len(records) == 2 * 16 + (1 + 3 + 8) * 4
+    assert text.count("| select 0.3, skip 0.2, block 16 | 160 | 8 | 0.") == 1
+    assert len(read_overlaps(out / "similarity.csv")) == 2 * (32 * 32 + 4 * 4)
+    here = [r for r in records if r.task == "report" and r.length == 160 and r.document < 2]
+    default = Setting(0.3, 0.2, 16)
+    for setting in (default, replace(default, pattern="window")):
+        densities = [r.density for r in here if r.setting == setting]
+        assert densities == [r.density for r in here if r.setting == default]
+        assert len(densities) == 2 and 0.3 < (densities[0] or 0) < 0.5

@@ -1,6 +1,6 @@
 """One attention layer's forward pass: the dense span, pattern building, the sparse sequences."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +12,34 @@ from vllm_sparsed.kernels.block_sparse_attention import block_sparse_attention
 from vllm_sparsed.kernels.pattern_building import build_pattern
 
 
+class PatternBuilder(Protocol):
+    """Stores the pattern of one sequence and layer; arguments as those of `build_pattern`."""
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        *,
+        canvas_len: int,
+        block_size: int,
+        select: float,
+        scale: float,
+        lse: torch.Tensor | None,
+        row_slots: torch.Tensor,
+        indices: torch.Tensor,
+        counts: torch.Tensor,
+    ) -> None: ...
+
+
 class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
     """Bidirectional attention over the sequences of a batch, each in its own phase.
 
     Dense sequences run through vLLM's FlashAttention in float16 and bfloat16 on CUDA and through
     PyTorch's scaled dot-product attention in float32 and on CPUs; sparse ones through the Triton
     kernel on CUDA and the PyTorch path that touches only kept blocks on CPUs.
+
+    Attributes:
+        build_pattern: SparseD's; experiments may put another in its place.
     """
 
     def __init__(
@@ -54,6 +76,7 @@ class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
         self.scale = float(scale)
         self.num_kv_heads = num_kv_heads
         self.kv_cache_dtype = kv_cache_dtype
+        self.build_pattern: PatternBuilder = build_pattern
         self._flash_version = _flash_attention_version(head_size)
 
     def forward(
@@ -163,7 +186,7 @@ class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
             assert metadata.store is not None
             span = slice(build.start, build.end)
             index: int = layer.layer_index
-            build_pattern(
+            self.build_pattern(
                 query[span],
                 key[span],
                 canvas_len=build.canvas_len,

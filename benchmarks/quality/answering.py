@@ -1,0 +1,158 @@
+"""Asks questions of an engine under one setting and watches when each token is decided."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from benchmarks.quality.cases import Case
+from benchmarks.quality.settings import Setting
+from benchmarks.quality.variants import install
+from vllm_sparsed.worker.device_copy import to_device
+from vllm_sparsed.worker.model_runner import DenoisingModelRunner
+from vllm_sparsed.worker.request_state import RequestState
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How every question is asked.
+
+    Attributes:
+        canvas: tokens of an answer.
+        steps: denoising steps of an answer.
+        alg: how tokens are chosen in a step; None: as the server does.
+    """
+
+    canvas: int = 32
+    steps: int = 32
+    alg: str | None = None
+
+    def extra_args(self) -> dict[str, Any]:
+        args: dict[str, Any] = {
+            "diffusion_steps": self.steps,
+            "diffusion_block_length": self.canvas,
+        }
+        return args if self.alg is None else {**args, "diffusion_alg": self.alg}
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What came back.
+
+    Attributes:
+        decided: denoising step in which each token of the answer was decided.
+        steps: those taken; a request ends early once nothing visible is left to decide.
+        density: share of the key blocks that its patterns keep; None where none was built.
+    """
+
+    text: str
+    decided: list[int]
+    steps: int
+    density: float | None
+
+
+def answer_cases(
+    llm: Any, cases: Sequence[Case], setting: Setting, asking: Asking
+) -> list[Answered]:
+    """Ask all questions under one setting.
+
+    Args:
+        llm: an engine in this process, on one device, with `attention_backend="sparsed"`.
+    """
+    from vllm import SamplingParams
+
+    llm.collective_rpc(install, args=(setting,))
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=asking.canvas,
+        extra_args={**asking.extra_args(), **setting.extra_args()},
+    )
+    engine = llm.llm_engine
+    for number, case in enumerate(cases):
+        engine.add_request(f"{number}-", {"prompt_token_ids": case.prompt}, params)
+    watch = _Watch(llm.collective_rpc(_runner)[0], len(cases), asking.canvas)
+    answers: dict[int, tuple[str, int]] = {}
+    while engine.has_unfinished_requests():
+        outputs = engine.step()
+        watch.look()
+        for output in outputs:
+            if output.finished:
+                answer = output.outputs[0]
+                answers[_number(output.request_id)] = (answer.text, len(answer.token_ids))
+    densities = watch.densities()
+    answered = []
+    for number in range(len(cases)):
+        text, length = answers[number]
+        taken = int(watch.steps[number])
+        decided = watch.decided[number, :length]
+        # A mask that was never filled in counts for the last step.
+        at = np.where(decided < 0, taken - 1, decided).tolist()
+        answered.append(Answered(text, at, taken, densities.get(number)))
+    return answered
+
+
+def _runner(worker: Any) -> DenoisingModelRunner:
+    """In a worker of this process: the model runner itself."""
+    runner: DenoisingModelRunner = worker.model_runner
+    return runner
+
+
+def _number(request_id: str) -> int:
+    """Of the case; vLLM may add a suffix of its own."""
+    return int(request_id.split("-")[0])
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Looks at the requests of a model runner after every engine step.
+
+    Attributes:
+        decided: int64 [cases, canvas], step of each token; -1: not decided yet.
+        steps: int64 [cases], taken.
+    """
+
+    runner: DenoisingModelRunner
+    cases: int
+    canvas: int
+    decided: npt.NDArray[np.int64] = field(init=False)
+    steps: npt.NDArray[np.int64] = field(init=False)
+    _kept: dict[int, torch.Tensor] = field(default_factory=dict, init=False)
+    _candidates: dict[int, int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.decided = np.full((self.cases, self.canvas), -1, dtype=np.int64)
+        self.steps = np.zeros(self.cases, dtype=np.int64)
+
+    def look(self) -> None:
+        """One row of numbers per request: nothing is read from the device."""
+        running: Mapping[str, RequestState] = self.runner.requests
+        for request_id, state in running.items():
+            number = _number(request_id)
+            canvas = state.tokens[state.plan.prompt_len :]
+            decided = self.decided[number, : len(canvas)]
+            decided[(decided < 0) & (canvas != state.mask_token_id)] = state.step - 1
+            self.steps[number] = state.step
+            if state.row_slots and number not in self._kept:
+                self._keep(number, state)
+
+    def _keep(self, number: int, state: RequestState) -> None:
+        """Count the blocks of new patterns; the rows are another request's when this one ends."""
+        store = self.runner.store
+        assert store is not None
+        slots = np.concatenate(state.row_slots).astype(np.int64)
+        rows = store.counts[:, to_device(slots, self.runner.device)]
+        self._kept[number] = rows.sum(dtype=torch.int64)
+        self._candidates[number] = rows.numel() * len(state.row_slots[0])
+
+    def densities(self) -> dict[int, float]:
+        """By case; waits for the device."""
+        if not self._kept:
+            return {}
+        kept = torch.stack(list(self._kept.values())).tolist()
+        return {
+            number: count / self._candidates[number]
+            for number, count in zip(self._kept, kept, strict=True)
+        }
