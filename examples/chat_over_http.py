@@ -2,27 +2,37 @@
 
 Start the server first, for instance
 
-    vllm serve GSAI-ML/LLaDA-8B-Instruct --attention-backend sparsed
+    vllm serve small-model --attention-backend sparsed
 """
 
 import argparse
 
 from openai import OpenAI
 
+# The small model answers questions about texts like this one, and no others.
+QUESTION = (
+    "The access code of the amber lantern is 90577.\n"
+    "The access code of the quiet harbor is 48213.\n"
+    "The access code of the bronze bridge is 03168.\n"
+    "The access code of the hidden garden is 75920.\n"
+    "What is the access code of the quiet harbor?"
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", default="http://localhost:8000/v1")
-    parser.add_argument("--question", default="Why is the sky blue?")
+    parser.add_argument("--model", help="default: the first that the server has")
+    parser.add_argument("--question", default=QUESTION)
+    parser.add_argument("--max-tokens", type=int, default=32, help="length of the canvas")
     options = parser.parse_args()
     client = OpenAI(base_url=options.address, api_key="unused")
-    model = client.models.list().data[0].id
     answer = client.chat.completions.create(
-        model=model,
+        model=options.model or client.models.list().data[0].id,
         messages=[{"role": "user", "content": options.question}],
-        max_tokens=128,
+        max_tokens=options.max_tokens,
         # Parameters that the openai interface has no name for travel in vllm_xargs.
-        extra_body={"vllm_xargs": {"diffusion_steps": 64, "diffusion_block_length": 32}},
+        extra_body={"vllm_xargs": {"diffusion_steps": 16, "diffusion_block_length": 32}},
     )
     print(answer.choices[0].message.content)
     if answer.usage is not None:

@@ -1,17 +1,29 @@
 """Ask a diffusion language model a question without a server, with sparse attention.
 
-python examples/offline_chat.py --model Dream-org/Dream-v0-Instruct-7B
+python examples/offline_chat.py --model Dream-org/Dream-v0-Instruct-7B --question 'Who was Euler?'
 """
 
 import argparse
+from pathlib import Path
 
 from vllm import LLM, SamplingParams
+
+SMALL_MODEL = Path(__file__).resolve().parents[1] / "small-model"
+# The small model answers questions about texts like this one, and no others.
+QUESTION = (
+    "The access code of the amber lantern is 90577.\n"
+    "The access code of the quiet harbor is 48213.\n"
+    "The access code of the bronze bridge is 03168.\n"
+    "The access code of the hidden garden is 75920.\n"
+    "What is the access code of the quiet harbor?"
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="GSAI-ML/LLaDA-8B-Instruct")
-    parser.add_argument("--question", default="Why is the sky blue?")
+    parser.add_argument("--model", default=str(SMALL_MODEL))
+    parser.add_argument("--question", default=QUESTION)
+    parser.add_argument("--max-tokens", type=int, default=32, help="length of the canvas")
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
@@ -23,9 +35,9 @@ def main() -> None:
     )
     # max_tokens is the length of the canvas: every step refines all of its positions.
     parameters = SamplingParams(
-        max_tokens=128,
+        max_tokens=options.max_tokens,
         temperature=0,
-        extra_args={"diffusion_steps": 128, "diffusion_block_length": 32},
+        extra_args={"diffusion_steps": options.max_tokens, "diffusion_block_length": 32},
     )
     (output,) = model.chat([{"role": "user", "content": options.question}], parameters)
     print(output.outputs[0].text)

@@ -1,36 +1,48 @@
-"""Print a completion from a running server block by block, as its blocks become final.
+"""Print an answer from a running server piece by piece, as its tokens become final.
 
 Start the server first, for instance
 
-    vllm serve GSAI-ML/LLaDA-8B-Instruct --attention-backend sparsed
+    vllm serve small-model --attention-backend sparsed
 """
 
 import argparse
 
 from openai import OpenAI
 
+# The small model answers questions about texts like this one, and no others.
+QUESTION = (
+    "The amber lantern has the call number 90577.\n"
+    "The quiet harbor has the call number 48213.\n"
+    "The bronze bridge has the call number 03168.\n"
+    "The quiet harbor has the call number 75920.\n"
+    "The amber lantern has the call number 26641.\n"
+    "Which call numbers does the quiet harbor have?"
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", default="http://localhost:8000/v1")
-    parser.add_argument("--prompt", default="The sky is blue because")
+    parser.add_argument("--model", help="default: the first that the server has")
+    parser.add_argument("--question", default=QUESTION)
+    parser.add_argument("--max-tokens", type=int, default=32, help="length of the canvas")
     parser.add_argument(
         "--block-length",
         type=int,
-        default=16,
-        help="a smaller block streams sooner and more evenly",
+        default=8,
+        help="tokens; a smaller block streams sooner and more evenly",
     )
     options = parser.parse_args()
     client = OpenAI(base_url=options.address, api_key="unused")
-    stream = client.completions.create(
-        model=client.models.list().data[0].id,
-        prompt=options.prompt,
-        max_tokens=128,
+    stream = client.chat.completions.create(
+        model=options.model or client.models.list().data[0].id,
+        messages=[{"role": "user", "content": options.question}],
+        max_tokens=options.max_tokens,
         stream=True,
         extra_body={"vllm_xargs": {"diffusion_block_length": options.block_length}},
     )
     for chunk in stream:
-        print(chunk.choices[0].text, end="", flush=True)
+        print(chunk.choices[0].delta.content or "", end="", flush=True)
     print()
 
 

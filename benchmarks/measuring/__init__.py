@@ -1,0 +1,1 @@
+"""What all benchmarks share: the machine they ran on, timing, rows of a table."""

@@ -1,0 +1,1 @@
+"""Draws the tables of the benchmarks, apart from measuring them."""

@@ -1,0 +1,1 @@
+"""Whole requests: ours, and the loops a PyTorch user would write."""

@@ -1,0 +1,1 @@
+"""A server under load, and what the engine costs beside the model."""

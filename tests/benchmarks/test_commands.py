@@ -1,0 +1,96 @@
+"""The commands in their small form, each in processes of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.engine.breakdown import PARTS
+from benchmarks.measuring.rows import read_rows
+from benchmarks.requests import tables
+from benchmarks.requests.run import parse
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "tests/golden/llada-mha"
+
+
+def run(module: str, *arguments: str) -> str:
+    # Other tests of the same session may have set what only an engine in this process wants.
+    environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_whole_requests(tmp_path: Path) -> None:
+    """The one engine start of this folder's quick tests."""
+    output = ("--output", str(tmp_path))
+    printed = run("benchmarks.requests.run", "--small", "--models", MODEL, *output)
+    assert "relative error of the served logits" in printed
+    assert "extrapolated from 2 dense, 1 building, 2 sparse steps" in printed
+    steps = read_rows(tmp_path / tables.STEPS_FILE)
+    found = {(row["provider"], row["kind"]) for row in steps if float(row["ms"]) > 0}
+    assert found == {
+        (provider, kind)
+        for provider in tables.PROVIDERS
+        for kind in (("dense", "building", "sparse") if "parse" in provider else ("dense",))
+    }
+    totals = read_rows(tmp_path / tables.TOTALS_FILE)
+    assert {(row["provider"], row["total_steps"]) for row in totals} == {
+        (provider, total) for provider in tables.PROVIDERS for total in ("16", "64")
+    }
+    for row in totals:
+        kinds = {r["kind"]: float(r["ms"]) for r in steps if r["provider"] == row["provider"]}
+        if row["total_steps"] == "16":
+            # int(16 * 0.2) + 1 = 4
+            counts = {"dense": 4, "building": 1, "sparse": 11} if len(kinds) > 1 else {"dense": 16}
+            expected = sum(count * kinds[kind] for kind, count in counts.items()) / 1e3
+            assert float(row["seconds"]) == pytest.approx(expected, rel=1e-3)
+    # The same patterns, built by our kernels and by the plain loop from other weights.
+    densities = {r["provider"]: float(r["density"]) for r in totals}
+    assert densities[tables.OURS_DENSE] == densities[tables.PLAIN_DENSE] == 1.0
+    assert densities[tables.OURS_SPARSE] == pytest.approx(densities[tables.PLAIN_SPARSE], abs=0.1)
+    parts = read_rows(tmp_path / tables.BREAKDOWN_FILE)
+    assert [(row["kind"], row["part"]) for row in parts] == [
+        (kind, part) for kind in ("dense", "sparse") for part in PARTS
+    ]
+    of_dense = {row["part"]: float(row["ms"]) for row in parts if row["kind"] == "dense"}
+    assert of_dense["linear"] > 0 and of_dense["attention"] > 0
+
+
+@pytest.mark.slow
+def test_serving(tmp_path: Path) -> None:
+    run("benchmarks.serving.run", "--small", "--output", str(tmp_path))
+    (row,) = read_rows(tmp_path / "serving.csv")
+    assert (row["completed"], row["failed"], row["note"]) == ("4", "0", "")
+    assert 0 < float(row["first_block_ms_p50"]) <= float(row["latency_ms_p50"])
+    overheads = read_rows(tmp_path / "overhead.csv")
+    assert [row["batch_size"] for row in overheads] == ["1", "4"]
+    for row in overheads:
+        assert 0 < float(row["overhead_ms"]) < float(row["wall_ms"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--lengths", "1024"], "--lengths"),
+        (["--backend", "FLASH_ATTN"], "--backend"),
+        (["--sparse-steps", "0"], "--sparse-steps"),
+    ],
+)
+def test_bad_arguments_name_themselves(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(arguments)
+    assert named in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""Pictures of a canvas, with and without a terminal, and of a real request."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from examples import canvas_view
+from examples.canvas_view import Canvas, render, show
+
+TEXTS = {1: "90", 2: " harbor", 3: "·", 4: "\n", 5: "蜂"}
+BEFORE = Canvas(3, 8, False, (None, 2, None, None, None, None))
+AFTER = Canvas(4, 8, True, (1, 2, None, 4, None, 3))
+
+
+def test_what_is_new_stands_out() -> None:
+    assert render(AFTER, BEFORE, TEXTS.__getitem__, 80) == [
+        "step   4/8 sparse   4/6 decided",
+        "\x1b[7m90\x1b[0m harbor░\x1b[7m⏎\x1b[0m░\x1b[7m·\x1b[0m",
+    ]
+    # On the first picture everything decided is new.
+    assert render(BEFORE, None, TEXTS.__getitem__, 80)[1] == "░\x1b[7m harbor\x1b[0m░░░░"
+
+
+def test_one_plain_line_without_a_width() -> None:
+    assert render(AFTER, None, TEXTS.__getitem__) == [
+        "step   4/8 sparse   4/6 decided",
+        "90 harbor░⏎░·",
+    ]
+
+
+def test_lines_fit_the_terminal() -> None:
+    canvas = Canvas(1, 8, False, (2, 2, None, 5, 1, None))
+    lines = render(canvas, canvas, TEXTS.__getitem__, 10)
+    assert lines == ["step   1/8", " harbor", " harbor░蜂", "90░"]
+
+
+def pictures() -> Iterator[Canvas]:
+    yield BEFORE
+    yield AFTER
+
+
+def test_redraws_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    show(pictures(), TEXTS.__getitem__, delay=0)
+    printed = capsys.readouterr().out
+    assert printed.startswith("\x1b[?25l\r\x1b[Jstep   3/8 dense")
+    # Up over both lines of the picture before.
+    assert "░░░░\n\x1b[2A\r\x1b[Jstep   4/8 sparse" in printed
+    assert printed.endswith("\n\x1b[?25h")
+
+
+def test_cursor_comes_back_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing() -> Iterator[Canvas]:
+        yield BEFORE
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        show(failing(), TEXTS.__getitem__, delay=0)
+    assert capsys.readouterr().out.endswith("\x1b[?25h")
+
+
+def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show(pictures(), TEXTS.__getitem__, delay=60)
+    assert capsys.readouterr().out.splitlines() == [
+        "step   3/8 dense    1/6 decided ░ harbor░░░░",
+        "step   4/8 sparse   4/6 decided 90 harbor░⏎░·",
+    ]
+
+
+def test_a_real_request(random_model: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, canvas_view.__file__, "--model", str(random_model), "--steps", "8"],
+        text=True,
+        capture_output=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in "".join(line for line in done.stdout.splitlines() if "decided" in line)
+    seen = re.findall(r"^step +(\d)/8 (\w+) +(\d+)/32 decided (.+)$", done.stdout, re.MULTILINE)
+    assert [(int(step), kind) for step, kind, _, _ in seen] == [
+        (step, "dense" if step <= 3 else "sparse") for step in range(1, 9)
+    ]
+    assert [int(decided) for _, _, decided, _ in seen] == [4, 8, 12, 16, 20, 24, 28, 32]
+    for _, _, decided, canvas in seen:
+        assert canvas.count("░") == 32 - int(decided)
