@@ -14,11 +14,9 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-SMALL_MODEL = Path(__file__).resolve().parents[1] / "small-model"
-# The small model answers questions about texts like this one, and no others.
+# Facts that no model knows: the answer can only come from the text.
 QUESTION = (
     "The amber lantern has the call number 90577.\n"
     "The quiet harbor has the call number 48213.\n"
@@ -44,7 +42,7 @@ class Canvas:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--model", default=str(SMALL_MODEL))
+    parser.add_argument("--model", default="GSAI-ML/LLaDA-8B-Instruct")
     parser.add_argument("--question", default=QUESTION)
     parser.add_argument("--max-tokens", type=int, default=32, help="length of the canvas")
     parser.add_argument("--steps", type=int, default=32)

@@ -2,14 +2,14 @@
 
 Start the server first, for instance
 
-    vllm serve small-model --attention-backend sparsed
+    vllm serve GSAI-ML/LLaDA-8B-Instruct --attention-backend sparsed
 """
 
 import argparse
 
 from openai import OpenAI
 
-# The small model answers questions about texts like this one, and no others.
+# Facts that no model knows: the answer can only come from the text.
 QUESTION = (
     "The access code of the amber lantern is 90577.\n"
     "The access code of the quiet harbor is 48213.\n"

@@ -4,12 +4,10 @@ python examples/offline_chat.py --model Dream-org/Dream-v0-Instruct-7B --questio
 """
 
 import argparse
-from pathlib import Path
 
 from vllm import LLM, SamplingParams
 
-SMALL_MODEL = Path(__file__).resolve().parents[1] / "small-model"
-# The small model answers questions about texts like this one, and no others.
+# Facts that no model knows: the answer can only come from the text.
 QUESTION = (
     "The access code of the amber lantern is 90577.\n"
     "The access code of the quiet harbor is 48213.\n"
@@ -21,7 +19,7 @@ QUESTION = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=str(SMALL_MODEL))
+    parser.add_argument("--model", default="GSAI-ML/LLaDA-8B-Instruct")
     parser.add_argument("--question", default=QUESTION)
     parser.add_argument("--max-tokens", type=int, default=32, help="length of the canvas")
     parser.add_argument("--max-model-len", type=int, default=4096)

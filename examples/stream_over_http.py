@@ -2,14 +2,14 @@
 
 Start the server first, for instance
 
-    vllm serve small-model --attention-backend sparsed
+    vllm serve GSAI-ML/LLaDA-8B-Instruct --attention-backend sparsed
 """
 
 import argparse
 
 from openai import OpenAI
 
-# The small model answers questions about texts like this one, and no others.
+# Facts that no model knows: the answer can only come from the text.
 QUESTION = (
     "The amber lantern has the call number 90577.\n"
     "The quiet harbor has the call number 48213.\n"
