@@ -8,7 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.training.curriculum import Curriculum
+from benchmarks.training.curriculum import MOST_SEQUENCES, Curriculum
 from benchmarks.training.data import Batch, Encoder, Stage, make_batch
 
 _encoder: Encoder | None = None
@@ -66,7 +66,8 @@ class BatchSource:
         self, curriculum: Curriculum, step: int, index: int
     ) -> tuple[int, int, Stage, int]:
         stage = curriculum.stages[index]
-        return self._seed, step, stage, max(1, self._batch_tokens // stage.length)
+        sequences = min(MOST_SEQUENCES, max(1, self._batch_tokens // stage.length))
+        return self._seed, step, stage, sequences
 
 
 @contextmanager

@@ -36,12 +36,14 @@ class Stage:
         length: tokens of a sequence.
         filler: whether sentences without facts fill the rest.
         weights: share of each task.
+        patience: steps after which the stage is left in any case; None: it is not.
     """
 
     facts: int
     length: int
     filler: bool
     weights: tuple[tuple[str, float], ...]
+    patience: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

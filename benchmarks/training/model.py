@@ -46,12 +46,8 @@ class Block(nn.Module):
         )
         self.ff_proj, self.up_proj = (nn.Linear(width, inner, bias=False) for _ in range(2))
         self.ff_out = nn.Linear(inner, width, bias=False)
-        for projection in (self.v_proj, self.ff_proj, self.up_proj):
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.ff_proj, self.up_proj):
             nn.init.normal_(projection.weight, std=0.02)
-        # Equal tokens attend to each other from the start, which is what retrieval needs
-        # (mimetic initialisation, A. Trockman and J. Z. Kolter, arXiv 2305.09828).
-        nn.init.normal_(self.q_proj.weight, std=width**-0.5)
-        self.k_proj.weight = nn.Parameter(self.q_proj.weight.detach().clone())
         for projection in (self.attn_out, self.ff_out):
             nn.init.normal_(projection.weight, std=0.02 / (2 * shape.n_layers) ** 0.5)
 
