@@ -105,6 +105,13 @@ def test_bad_value_is_refused_by_name(key: str, value: object) -> None:
         server_settings({parameter.group: {parameter.name: value}}, "random")
 
 
+@pytest.mark.parametrize("value", [10**5000, -(10**5000), [10**5000]], ids=["int", "-int", "list"])
+def test_integer_beyond_the_digits_that_python_prints(value: object) -> None:
+    with pytest.raises(ParameterError) as refusal:
+        request_parameters({"diffusion_steps": value}, WIDE)
+    assert str(refusal.value).startswith("diffusion_steps is a number of too many digits, but must")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),

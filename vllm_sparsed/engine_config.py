@@ -5,38 +5,30 @@ platform adds its own settings.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from vllm.config import CompilationMode, CUDAGraphMode
-from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
+from vllm_sparsed.generation_defaults import set_generation_defaults
+from vllm_sparsed.kernels.block_selection import MAX_BLOCKS
+from vllm_sparsed.kernels.block_sparse_attention import BLOCK_SIZES
+from vllm_sparsed.logger import init_logger
 from vllm_sparsed.metrics import COUNTERS_KEY, export_step_counters, make_counters_folder
 from vllm_sparsed.models.checkpoint_config import check_supported
+from vllm_sparsed.parameters import ServerSettings
 from vllm_sparsed.request_check import request_check_name
-from vllm_sparsed.settings import request_settings
+from vllm_sparsed.settings import request_settings, uses_sparse_backend
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
+    from vllm.config import VllmConfig
 
 logger = init_logger(__name__)
 
 SCHEDULER: Final = "vllm_sparsed.scheduler.DenoisingScheduler"
 CPU_WORKER: Final = "vllm_sparsed.worker.cpu_worker.DenoisingCPUWorker"
 GPU_WORKER: Final = "vllm_sparsed.worker.gpu_worker.DenoisingGPUWorker"
-
-
-class GenerationDefaults(dict[str, Any]):
-    """Sampling defaults where `max_new_tokens` is a default, not a cap.
-
-    vLLM merges `override_generation_config` into the defaults of a request, and also asks it for
-    `max_new_tokens` to cap larger explicit values. The default canvas must not cap anything, so
-    `get` does not show it; merging does.
-    """
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return default if key == "max_new_tokens" else super().get(key, default)
 
 
 class DiffusionEngineConfig(VerifyAndUpdateConfig):
@@ -55,6 +47,7 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
         model_config = vllm_config.model_config
         scheduler_config = vllm_config.scheduler_config
         server = request_settings(vllm_config)
+        _check_sparse_attention(vllm_config, server)
 
         vllm_config.parallel_config.worker_cls = (
             CPU_WORKER if current_platform.is_cpu() else GPU_WORKER
@@ -65,19 +58,22 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
         vllm_config.cache_config.enable_prefix_caching = False
         # No key/value cache: this also keeps vLLM from reserving host memory for one on CPUs.
         vllm_config.cache_config.kv_cache_memory_bytes = 0
-        if scheduler_config.max_num_batched_tokens < model_config.max_model_len:
-            logger.warning(
-                "max_num_batched_tokens raised from %d to max_model_len=%d: a denoising step runs "
-                "over a whole sequence. Lower --max-model-len to use less memory.",
-                scheduler_config.max_num_batched_tokens,
-                model_config.max_model_len,
-            )
-            scheduler_config.max_num_batched_tokens = model_config.max_model_len
+        for name in ("max_num_batched_tokens", "max_num_scheduled_tokens"):
+            budget = getattr(scheduler_config, name)
+            if budget is not None and budget < model_config.max_model_len:
+                logger.warning(
+                    "%s raised from %d to max_model_len=%d: a denoising step runs over a whole "
+                    "sequence. Lower --max-model-len to use less memory.",
+                    name,
+                    budget,
+                    model_config.max_model_len,
+                )
+                setattr(scheduler_config, name, model_config.max_model_len)
         # vLLM's fused kernels in place of torch.compile; see benchmarks/NOTES.md.
         vllm_config.compilation_config.mode = CompilationMode.NONE
         vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.NONE
 
-        canvas = _set_generation_defaults(model_config, server.default_canvas)
+        canvas = set_generation_defaults(model_config, server)
         server = replace(server, default_canvas=canvas)
         folder = make_counters_folder()
         if isinstance(vllm_config.additional_config, dict):
@@ -89,6 +85,7 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
 
 def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
     model_config, parallel_config = vllm_config.model_config, vllm_config.parallel_config
+    cache_config, offload_config = vllm_config.cache_config, vllm_config.offload_config
     refused = {
         "--enable-lora": vllm_config.lora_config is not None,
         "--pipeline-parallel-size above 1": parallel_config.pipeline_parallel_size > 1,
@@ -97,13 +94,18 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
         > 1,
         "--enable-dbo": parallel_config.enable_dbo,
         "--speculative-config": vllm_config.speculative_config is not None,
+        "--diffusion-config": vllm_config.diffusion_config is not None,
+        "--kv-offloading-size": cache_config.kv_offloading_size is not None,
+        "--cpu-offload-gb": offload_config.uva.cpu_offload_gb > 0,
+        "--offload-group-size": offload_config.prefetch.offload_group_size > 0,
+        "--offload-backend": offload_config.offload_backend != "auto",
         "--kv-transfer-config": vllm_config.kv_transfer_config is not None,
         "--ec-transfer-config": vllm_config.ec_transfer_config is not None,
         "--enable-prompt-embeds": model_config.enable_prompt_embeds,
         "--runner pooling": model_config.runner_type != "generate",
         "--enable-sleep-mode": model_config.enable_sleep_mode,
         "--logits-processors": bool(model_config.logits_processors),
-        "--kv-cache-dtype (there is no key/value cache)": vllm_config.cache_config.cache_dtype
+        "--kv-cache-dtype (there is no key/value cache)": cache_config.cache_dtype
         not in ("auto", "bfloat16", "float16"),
         "--worker-cls": parallel_config.worker_cls not in ("auto", CPU_WORKER, GPU_WORKER),
         "--scheduler-cls": vllm_config.scheduler_config.scheduler_cls not in (None, SCHEDULER),
@@ -119,23 +121,33 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
             )
 
 
-def _set_generation_defaults(model_config: "ModelConfig", default_canvas: int) -> int:
-    """Default temperature 0 and the default canvas, where the checkpoint names none.
-
-    Returns:
-        The canvas of a request that asks for no number of tokens.
-    """
-    checkpoint = model_config.try_get_generation_config()
-    if model_config.generation_config == "vllm":
-        checkpoint = {}
-    given = model_config.override_generation_config
-    canvas = given.get("max_new_tokens") or checkpoint.get("max_new_tokens") or default_canvas
-    defaults: dict[str, Any] = {}
-    if "temperature" not in checkpoint:
-        defaults["temperature"] = 0.0
-    if "max_new_tokens" in given:
-        model_config.override_generation_config = {**defaults, **given}
-    else:
-        defaults["max_new_tokens"] = canvas
-        model_config.override_generation_config = GenerationDefaults({**defaults, **given})
-    return int(canvas)
+def _check_sparse_attention(vllm_config: "VllmConfig", server: ServerSettings) -> None:
+    """Refuse dimensions that the sparse kernels are not made for."""
+    model_config = vllm_config.model_config
+    chosen = vllm_config.attention_config.backend
+    if chosen is None or not uses_sparse_backend(vllm_config):
+        return
+    backend = chosen.get_class()
+    head_size = model_config.hf_config.hidden_size // model_config.hf_config.num_attention_heads
+    # vLLM's CPU platform asks no backend whether it supports a model.
+    if not backend.supports_head_size(head_size):
+        raise ValueError(
+            f"--attention-backend sparsed does not support the head size {head_size} (hidden size "
+            f"/ attention heads) of {model_config.architecture}; it must be one of "
+            f"{', '.join(map(str, backend.get_supported_head_sizes()))}."
+        )
+    if not backend.supports_dtype(model_config.dtype):
+        raise ValueError(
+            f"--attention-backend sparsed does not support --dtype {model_config.dtype}; it must "
+            f"be one of {', '.join(map(str, backend.supported_dtypes))}."
+        )
+    block_size, longest = server.defaults.sparsed_block_size, model_config.max_model_len
+    num_blocks = -(-longest // block_size)
+    if server.defaults.sparsed_enabled and num_blocks > MAX_BLOCKS:
+        larger = [f"{size}" for size in BLOCK_SIZES if -(-longest // size) <= MAX_BLOCKS]
+        remedy = f"use a sparsed.block_size of {' or '.join(larger)}, or " if larger else "use "
+        raise ValueError(
+            f"--max-model-len {longest} with sparsed.block_size={block_size} makes {num_blocks} "
+            f"blocks of a sequence, but at most {MAX_BLOCKS} are possible: {remedy}a "
+            f"--max-model-len of at most {MAX_BLOCKS * block_size}."
+        )

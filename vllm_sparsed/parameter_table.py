@@ -121,7 +121,10 @@ class Parameter:
 
 def shown(value: object) -> str:
     """`value` for a message, cut where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an integer beyond Python's limit of digits
+        text = "a number of too many digits"
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
@@ -294,7 +297,8 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "max_canvas",
         "integer",
         None,
-        "Longest canvas in tokens that the pattern store is sized for.",
+        "Longest canvas in tokens that the pattern store is sized for; a longer default canvas is "
+        "lowered to it.",
         default_text="the context length",
         minimum=1,
         maximum=_MAX_INTEGER,

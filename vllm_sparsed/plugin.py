@@ -1,10 +1,14 @@
 """Entry point of the vLLM plugin (group `vllm.general_plugins`).
 
 vLLM calls `register` in every process it starts, possibly more than once. It only enters names in
-vLLM's tables; models, kernels and the engine's parts are imported when a diffusion model is loaded.
+vLLM's tables, with the checkpoints' configurations and tokenizer; models, kernels and the engine's
+parts are imported when an engine of a diffusion model is configured.
 """
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
 
 BACKEND_NAME: Final = "SPARSED"
 BACKEND_CLASS: Final = "vllm_sparsed.attention.backend.SparsedAttentionBackend"
@@ -16,6 +20,21 @@ MODELS: Final = {
 
 # The decoding algorithm of a request that names none: that of the family's own reference code.
 DEFAULT_ALGORITHMS: Final = {"LLaDAModelLM": "low_confidence", "DreamModel": "origin"}
+
+
+class DeferredEngineConfig:
+    """vLLM's configuration hook of the diffusion models; imports the real one when called."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: "VllmConfig") -> None:
+        """As `engine_config.DiffusionEngineConfig`."""
+        from vllm_sparsed.engine_config import DiffusionEngineConfig
+
+        DiffusionEngineConfig.verify_and_update_config(vllm_config)
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: "ModelConfig") -> None:
+        """The model's own configuration is used as it is."""
 
 
 def restore_backend() -> Any:
@@ -44,7 +63,6 @@ def register() -> None:
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
-    from vllm_sparsed.engine_config import DiffusionEngineConfig
     from vllm_sparsed.models.checkpoint_config import DreamConfig, LLaDAConfig
     from vllm_sparsed.models.dream_tokenizer import register_tokenizers
 
@@ -56,4 +74,4 @@ def register() -> None:
     for architecture, path in MODELS.items():
         if architecture not in supported:
             ModelRegistry.register_model(architecture, path)
-        MODELS_CONFIG_MAP[architecture] = DiffusionEngineConfig
+        MODELS_CONFIG_MAP[architecture] = DeferredEngineConfig

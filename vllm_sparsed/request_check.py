@@ -18,6 +18,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
 )
 
 from vllm_sparsed.metrics import export_step_counters
+from vllm_sparsed.parameter_table import shown
 from vllm_sparsed.parameters import ParameterError, ServerSettings, request_parameters
 
 _PREFIX: Final = "RequestCheck_"
@@ -77,6 +78,7 @@ class _RequestCheck(LogitsProcessorV1, LogitsProcessorV2):
             raise VLLMValidationError(str(error)) from error
         if sampling_params.max_tokens is None:
             # vLLM would take the whole context that remains; a canvas has a default of its own.
+            # Offline it is the caller's object: vLLM copies it only after the last hook.
             sampling_params.max_tokens = cls.settings.default_canvas
         limit = cls.settings.sparsed_max_canvas
         if parameters.sparsed_enabled and limit and sampling_params.max_tokens > limit:
@@ -113,7 +115,7 @@ def _is_asked(value: Any, off: Any) -> bool:
 
 
 def _refuse(name: str, value: object, message: str) -> NoReturn:
-    raise VLLMValidationError(message, parameter=name, value=value)
+    raise VLLMValidationError(message, parameter=name, value=shown(value))
 
 
 def request_check_name(settings: ServerSettings, counters_path: str) -> str:

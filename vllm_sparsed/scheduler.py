@@ -1,16 +1,19 @@
 """Continuous batching at the granularity of denoising steps."""
 
+import itertools
 import time
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-from vllm.logger import init_logger
+import numpy as np
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreEventType
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_sparsed.logger import init_logger
 from vllm_sparsed.metrics import StepCounters
 from vllm_sparsed.request_plan import RequestPlan, plan_request
 from vllm_sparsed.settings import engine_settings
@@ -42,6 +45,7 @@ class DenoisingScheduler(Scheduler):
         self._vocab_size = self.vllm_config.model_config.get_vocab_size()
         self._progress: dict[str, _Progress] = {}
         self._counters = StepCounters.for_writing(self.vllm_config)
+        self._num_unseeded = itertools.count()
 
     def add_request(self, request: Request) -> None:
         """Queue a request; one that could not be run is finished as an error, harming no other.
@@ -49,6 +53,7 @@ class DenoisingScheduler(Scheduler):
         These are streaming-input sessions, whose canvas has no known length, and token ids outside
         the vocabulary, which vLLM's front end lets through where it has no tokenizer.
         """
+        self._seed(request)
         super().add_request(request)
         tokens = request.prompt_token_ids
         if (
@@ -58,6 +63,25 @@ class DenoisingScheduler(Scheduler):
         ):
             # vLLM's own list of requests that update_from_output is to finish as errors.
             self.grammar_compile_error_reqs.add(request.request_id)
+
+    def _seed(self, request: Request) -> None:
+        """Give a request without a seed one from the engine's and the order of arrival.
+
+        It stays with the request through preemptions and goes to every worker. Engines of data
+        parallelism draw differently. Where the engine has no seed it is random.
+        """
+        params = request.sampling_params
+        # vLLM reads -1 as no seed.
+        if params is None or params.seed not in (None, -1):
+            return
+        parallel = self.vllm_config.parallel_config
+        sequence = np.random.SeedSequence(
+            self.vllm_config.model_config.seed,
+            spawn_key=(parallel.data_parallel_index, next(self._num_unseeded)),
+        )
+        # A copy: the children of n > 1 may share one object.
+        request.sampling_params = copy(params)
+        request.sampling_params.seed = int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Pick the requests of one engine step.

@@ -32,6 +32,7 @@ def test_tensor_parallel(model: str, options: list[str], tmp_path: Path) -> None
     log = tmp_path / "log"
     with serve(checkpoint, log, "--tensor-parallel-size", "2", *options) as server:
         assert_golden(server, load_cases(model))
+    assert log.read_text().count("SparseD: skip") == 1, "by the first rank alone"
     raised = "max_num_batched_tokens raised from 1 to max_model_len=640" in log.read_text()
     assert raised == ("--max-num-batched-tokens" in options)
 

@@ -207,6 +207,20 @@ def test_beyond_the_prompt_a_request_is_clamped(server: Server) -> None:
     assert response.json()["usage"]["completion_tokens"] == 8
 
 
+@pytest.mark.parametrize("seed", [2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("n", [2, 3])
+def test_seeds_at_the_ends_of_their_range(server: Server, seed: int, n: int) -> None:
+    """vLLM gives each of n choices the next seed, past the end of 64 bits too."""
+    body = body_of(COMPLETIONS, n=n, seed=seed, temperature=1, return_token_ids=True)
+    answers = []
+    for _ in range(2):
+        response = server.post(COMPLETIONS, body)
+        assert response.status_code == 200, response.text
+        answers.append([choice["token_ids"] for choice in response.json()["choices"]])
+    assert answers[0] == answers[1]
+    assert len({tuple(tokens) for tokens in answers[0]}) == n
+
+
 NUMBERS: list[Any] = [
     *(0, 1, 2, 3, -1, 0.5, -0.5, 1.0, 1e-300, 1e300, 2**31, 2**63, 2**64, 2**200),
     *(True, None, "3", "", [], {}, [1], [[1]], {"a": 1}),

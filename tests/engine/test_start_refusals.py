@@ -14,6 +14,8 @@ from vllm.v1.attention.backend import AttentionType
 from tests.engine.golden_cases import GOLDEN
 from vllm_sparsed.attention.backend import SparsedAttentionBackend
 from vllm_sparsed.engine_config import SCHEDULER
+from vllm_sparsed.kernels.block_selection import MAX_BLOCKS
+from vllm_sparsed.settings import engine_settings
 
 
 def create(model: Path = GOLDEN / "llada-mha", **options: Any) -> Any:
@@ -53,6 +55,15 @@ REFUSED_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "--scheduler-cls"),
     ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype|kv.cache.dtype|fp8"),
     ({"logits_processors": ["a.module:Processor"]}, "--logits-processors"),
+    ({"cpu_offload_gb": 1}, "--cpu-offload-gb"),
+    ({"offload_backend": "uva"}, "--offload-backend"),
+    ({"offload_group_size": 2}, "--offload-group-size"),
+    ({"kv_offloading_size": 1}, "--kv-offloading-size"),
+    ({"diffusion_config": {"canvas_length": 32}}, "--diffusion-config"),
+    ({"override_generation_config": {"max_new_tokens": -1}}, "--override-generation-config is -1"),
+    ({"override_generation_config": {"max_new_tokens": 0}}, "--override-generation-config is 0"),
+    ({"override_generation_config": {"max_new_tokens": 2.5}}, "--override-generation-config"),
+    ({"override_generation_config": {"max_new_tokens": True}}, "--override-generation-config"),
 ]
 
 BAD_CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
@@ -78,6 +89,7 @@ UNSUPPORTED_CHECKPOINTS: list[tuple[str, dict[str, Any], str]] = [
     ("llada-mha", {"attention_layer_norm": True}, "attention_layer_norm"),
     ("llada-mha", {"rope_scaling": {"rope_type": "longrope"}}, "longrope"),
     ("llada-mha", {"mask_token_id": 384}, "mask_token_id"),
+    ("llada-mha", {"n_heads": 32, "n_kv_heads": 32}, "head size 8 .* one of 16, 32, 64"),
     ("dream-gqa", {"hidden_act": "gelu"}, "hidden_act"),
     ("dream-gqa", {"use_sliding_window": True}, "use_sliding_window"),
 ]
@@ -97,6 +109,11 @@ def test_the_options_without_a_refused_one_are_good() -> None:
 def test_refused_option(options: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, NotImplementedError), match=message):
         create(**options)
+
+
+def test_refused_precision() -> None:
+    with pytest.raises(ValueError, match=r"--dtype torch.float64; .* torch.bfloat16"):
+        create(dtype=torch.float64)
 
 
 @pytest.mark.parametrize(("section", "message"), BAD_CONFIGURATIONS, **named(BAD_CONFIGURATIONS))
@@ -123,15 +140,48 @@ def test_llada_moe_is_refused_by_name(tmp_path: Path) -> None:
         create(tmp_path)
 
 
+BUDGETS = ("max_num_batched_tokens", "max_num_scheduled_tokens")
+
+
 @pytest.mark.parametrize("given", [1, 128, 639])
-def test_too_small_a_token_budget_is_raised(given: int) -> None:
-    config = create(max_num_batched_tokens=given, max_num_seqs=1)
-    assert config.scheduler_config.max_num_batched_tokens == 640
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_too_small_a_token_budget_is_raised(budget: str, given: int) -> None:
+    options: dict[str, Any] = {budget: given}
+    config = create(max_num_seqs=1, **options)
+    assert getattr(config.scheduler_config, budget) == 640
+    assert engine_settings(config).max_batch_tokens >= 640
 
 
-def test_a_large_token_budget_is_kept() -> None:
-    config = create(max_num_batched_tokens=2**20)
-    assert config.scheduler_config.max_num_batched_tokens == 2**20
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_large_token_budget_is_kept(budget: str) -> None:
+    options: dict[str, Any] = {budget: 2**20}
+    config = create(**options)
+    assert getattr(config.scheduler_config, budget) == 2**20
+    assert engine_settings(config).max_batch_tokens == 2**20
+
+
+@pytest.mark.parametrize(
+    ("max_model_len", "block_size", "remedy"),
+    [
+        (16 * MAX_BLOCKS + 1, 16, "of 32 or 64 or 128, or a --max-model-len of at most 131072"),
+        (64 * MAX_BLOCKS + 1, 64, "of 128, or a --max-model-len of at most 524288"),
+        (128 * MAX_BLOCKS + 1, 128, "possible: use a --max-model-len of at most 1048576"),
+    ],
+)
+def test_more_blocks_than_a_pattern_can_have(
+    max_model_len: int, block_size: int, remedy: str
+) -> None:
+    def start(length: int, **sparsed: Any) -> Any:
+        return create(
+            max_model_len=length,
+            hf_overrides={"max_sequence_length": max_model_len},
+            additional_config={"sparsed": {"block_size": block_size, **sparsed}},
+        )
+
+    with pytest.raises(ValueError, match=rf"sparsed.block_size={block_size} .*{remedy}\."):
+        start(max_model_len)
+    assert start(max_model_len - 1).model_config.max_model_len == MAX_BLOCKS * block_size
+    assert start(max_model_len, enabled=False).model_config.max_model_len == max_model_len
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,24 @@ def test_entry_point() -> None:
     assert entry.load() is plugin.register
 
 
+def test_register_imports_nothing_that_only_a_diffusion_model_needs(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from vllm_sparsed.plugin import register\n"
+        "register()\n"
+        "print(sorted(name for name in sys.modules if name.startswith('vllm_sparsed')))\n"
+    )
+    assert run_program(program, tmp_path) == str(
+        [
+            "vllm_sparsed",
+            "vllm_sparsed.models",
+            "vllm_sparsed.models.checkpoint_config",
+            "vllm_sparsed.models.dream_tokenizer",
+            "vllm_sparsed.plugin",
+        ]
+    )
+
+
 def test_register_is_idempotent(tmp_path: Path) -> None:
     # A subprocess: the test process may have registered before.
     program = """

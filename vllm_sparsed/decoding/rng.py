@@ -22,15 +22,15 @@ class Stream(IntEnum):
     ORIGIN = 3
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     """`value` modulo 2^64, as the int64 of the same bits."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-_INCREMENT: Final = _signed(0x9E3779B97F4A7C15)
-_MULTIPLIER_1: Final = _signed(0xBF58476D1CE4E5B9)
-_MULTIPLIER_2: Final = _signed(0x94D049BB133111EB)
+_INCREMENT: Final = signed(0x9E3779B97F4A7C15)
+_MULTIPLIER_1: Final = signed(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2: Final = signed(0x94D049BB133111EB)
 
 
 def uniform(
@@ -46,7 +46,7 @@ def uniform(
     Returns:
         float64 [rows] or [rows, columns]; multiples of 2^-53, of which 52 bits are random.
     """
-    key = _mix(seed + _signed((int(stream) + 1) * _INCREMENT))
+    key = _mix(seed + signed((int(stream) + 1) * _INCREMENT))
     key = _mix(key.add_(step, alpha=_INCREMENT))
     key = _mix(key.add_(position, alpha=_INCREMENT))
     if columns is None:

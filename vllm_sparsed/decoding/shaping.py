@@ -29,7 +29,11 @@ def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
         top_p: float64 [rows].
     """
     ordered, order = logits.sort(dim=1, descending=True, stable=True)
-    above = ordered.softmax(dim=1).cumsum(dim=1) > top_p.float()[:, None]
+    probabilities = ordered.softmax(dim=1)
+    if len(probabilities) == 1:
+        # Twice: CUDA's scan of a tensor that is one row adds in an order that varies.
+        probabilities = probabilities.expand(2, -1)
+    above = probabilities.cumsum(dim=1)[: len(logits)] > top_p.float()[:, None]
     removed = torch.zeros_like(above)
     removed.scatter_(1, order[:, 1:], above[:, :-1])
     return logits.masked_fill(removed, -math.inf)

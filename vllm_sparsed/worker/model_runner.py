@@ -1,7 +1,7 @@
 """Runs the denoising steps: forward passes, decisions, tokens out."""
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import nn
 from vllm.config import VllmConfig, get_layers_from_vllm_config
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import set_forward_context
-from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.model_loader import get_model_loader
+from vllm.model_executor.model_loader.reload.inplace import reload_weights
 from vllm.sequence import IntermediateTensors
 from vllm.tasks import SupportedTask
 from vllm.utils.mem_utils import DeviceMemoryProfiler, format_gib
@@ -24,11 +24,13 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, DraftTokenIds, ModelRunne
 
 from vllm_sparsed.attention.pattern_store import PatternStore
 from vllm_sparsed.decoding.batch_decoder import BatchDecoder, DecodeRows
+from vllm_sparsed.logger import init_logger
 from vllm_sparsed.metrics import StepCounters
 from vllm_sparsed.settings import engine_settings
 from vllm_sparsed.worker.device_copy import to_device
 from vllm_sparsed.worker.packing import BatchPacker, PackedBatch, PackedSequence
 from vllm_sparsed.worker.request_state import RequestState
+from vllm_sparsed.worker.startup import fits_in_memory
 
 logger = init_logger(__name__)
 
@@ -93,26 +95,35 @@ class DenoisingModelRunner:
         kv_cache_config: KVCacheConfig,
         kv_cache_allocation_context: AbstractContextManager[Any] | None = None,
     ) -> None:
-        """There is no key/value cache; the pattern store is allocated in its place."""
+        """There is no key/value cache; the pattern store is allocated in its place.
+
+        Raises:
+            StartupError: it does not fit in memory.
+        """
         layers = get_layers_from_vllm_config(self.vllm_config, Attention)
-        if self.settings.store is not None:
+        first_rank = get_tensor_model_parallel_rank() == 0
+        size = self.settings.store
+        if size is not None:
             num_heads = next(iter(layers.values())).num_heads
-            self.store = PatternStore(self.settings.store, len(layers), num_heads, self.device)
-            defaults = self.settings.server.defaults
-            logger.info(
-                "SparseD: skip %.3g, select %.3g, block size %d; pattern store of %d rows x %d "
-                "blocks for %d layers and %d heads: %s GiB",
-                defaults.sparsed_skip,
-                defaults.sparsed_select,
-                defaults.sparsed_block_size,
-                self.store.size.num_rows,
-                self.store.size.width,
-                len(layers),
-                num_heads,
-                format_gib(self.store.num_bytes),
-            )
+            store_gib = format_gib(size.num_bytes(len(layers), num_heads))
+            with fits_in_memory(f"The pattern store of {store_gib} GiB"):
+                self.store = PatternStore(size, len(layers), num_heads, self.device)
+            if first_rank:
+                defaults = self.settings.server.defaults
+                logger.info(
+                    "SparseD: skip %.3g, select %.3g, block size %d; pattern store of %d rows x %d "
+                    "blocks for %d layers and %d heads: %s GiB",
+                    defaults.sparsed_skip,
+                    defaults.sparsed_select,
+                    defaults.sparsed_block_size,
+                    size.num_rows,
+                    size.width,
+                    len(layers),
+                    num_heads,
+                    store_gib,
+                )
         self.packer = BatchPacker(self.vllm_config, self.store, self.device)
-        if get_tensor_model_parallel_rank() == 0 and self.store is not None:
+        if first_rank and self.store is not None:
             self._counters = StepCounters.for_writing(self.vllm_config, "patterns")
 
     def execute_model(
@@ -344,9 +355,16 @@ class DenoisingModelRunner:
     def update_max_model_len(self, max_model_len: int) -> None:
         self.settings = engine_settings(self.vllm_config)
 
-    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Load the checkpoint's weights again, into the same parameters."""
-        get_model_loader(self.load_config).load_weights(self.model, self.model_config)
+    def reload_weights(
+        self,
+        weights_iterator: Iterable[tuple[str, torch.Tensor]] | None = None,
+        weights_path: str | None = None,
+        is_checkpoint_format: bool = True,
+    ) -> None:
+        """Load weights again, into the same parameters; see vLLM's function of that name."""
+        reload_weights(
+            self.vllm_config, self.model, weights_iterator, weights_path, is_checkpoint_format
+        )
 
     def reset_mm_cache(self) -> None:
         """No multi-modal inputs."""

@@ -1,6 +1,5 @@
 """What the model runner remembers of one request between denoising steps."""
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm_sparsed.attention.metadata import SequencePhase
 from vllm_sparsed.decoding import DECODERS
 from vllm_sparsed.decoding.protocol import Decoder
+from vllm_sparsed.decoding.rng import signed
 from vllm_sparsed.request_plan import RequestPlan, plan_request
 from vllm_sparsed.settings import EngineSettings
 
@@ -25,6 +25,7 @@ class RequestState:
     Attributes:
         tokens: int32 [prompt + canvas]; undecided positions hold the mask token.
         given: bool [prompt + canvas]; positions that the client's prompt decided.
+        seed: of the request's draws, a signed 64-bit number.
         step: denoising steps done, over all blocks.
         block: index of the current semi-autoregressive block.
         block_step: steps done within it.
@@ -53,17 +54,17 @@ class RequestState:
         """Start a request, or start it again after a preemption: then what was sent stays sent."""
         assert data.prompt_token_ids is not None and data.sampling_params is not None
         params = data.sampling_params
+        assert params.seed is not None, "the scheduler seeds every request"
         plan = plan_request(data.prompt_token_ids, params, settings)
         tokens = np.full(plan.seq_len, settings.mask_token_id, dtype=np.int32)
         tokens[: plan.prompt_len] = data.prompt_token_ids
-        # A hash that is the same in every tensor-parallel process, where no seed is given.
-        seed = zlib.crc32(data.req_id.encode()) if params.seed is None else params.seed
         state = cls(
             request_id=data.req_id,
             plan=plan,
             decoder=DECODERS[plan.parameters.alg],
             params=params,
-            seed=seed,
+            # The children of n > 1 have consecutive seeds, which may leave int64's range.
+            seed=signed(params.seed),
             mask_token_id=settings.mask_token_id,
             tokens=tokens,
             given=tokens != settings.mask_token_id,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
-from vllm.logger import init_logger
 from vllm.utils.mem_utils import format_gib
 
+from vllm_sparsed.attention.metadata import SequencePhase
 from vllm_sparsed.decoding.batch_decoder import DecodeRows
 from vllm_sparsed.kernels import block_sparse_attention, pattern_building
+from vllm_sparsed.logger import init_logger
 
 if TYPE_CHECKING:
     from vllm_sparsed.worker.model_runner import DenoisingModelRunner
@@ -21,6 +24,13 @@ logger = init_logger(__name__)
 _CPU_SEQUENCE: Final = 1024
 """Sequence length of the memory measurement on CPUs, where attention needs no memory of its own
 but a full-length pass would take minutes."""
+
+
+_ADVICE: Final = (
+    "Lower --max-model-len and --max-num-batched-tokens, raise --gpu-memory-utilization, add "
+    "--tensor-parallel-size or --quantization fp8, or make the pattern store smaller "
+    "(sparsed.select, sparsed.max_canvas, a larger sparsed.block_size)."
+)
 
 
 class StartupError(RuntimeError):
@@ -44,14 +54,9 @@ def measure_memory(runner: DenoisingModelRunner, limit_bytes: int | None) -> int
     on_device = runner.device.type != "cpu"
     if on_device:
         torch.accelerator.reset_peak_memory_stats()
-    try:
+    batch = f"A full batch of max_num_batched_tokens={runner.settings.max_batch_tokens} tokens"
+    with fits_in_memory(batch):
         _largest_batch(runner)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise StartupError(_advice(runner, "does not fit in memory")) from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
-            raise
-        raise StartupError(_advice(runner, "does not fit in memory")) from error
     if not on_device:
         return 0
     torch.accelerator.synchronize()
@@ -66,29 +71,55 @@ def measure_memory(runner: DenoisingModelRunner, limit_bytes: int | None) -> int
     )
     if limit_bytes is not None and peak > limit_bytes:
         needs = f"needs {format_gib(peak)} GiB of {format_gib(limit_bytes)} GiB allowed"
-        raise StartupError(_advice(runner, needs))
+        raise StartupError(f"{batch} {needs}. {_ADVICE}")
     return peak
 
 
-def _advice(runner: DenoisingModelRunner, problem: str) -> str:
-    return (
-        f"A full batch of max_num_batched_tokens={runner.settings.max_batch_tokens} tokens "
-        f"{problem}. Lower --max-model-len and --max-num-batched-tokens, raise "
-        "--gpu-memory-utilization, add --tensor-parallel-size or --quantization fp8, or make the "
-        "pattern store smaller (sparsed.select, sparsed.max_canvas, a larger sparsed.block_size)."
-    )
+@contextlib.contextmanager
+def fits_in_memory(what: str) -> Iterator[None]:
+    """Say what to change where the block runs out of memory.
+
+    Raises:
+        StartupError: it did; names `what` as that which does not fit.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise StartupError(f"{what} does not fit in memory. {_ADVICE}") from error
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise StartupError(f"{what} does not fit in memory. {_ADVICE}") from error
 
 
 def _largest_batch(runner: DenoisingModelRunner) -> None:
+    """A full batch of which one of the longest sequences builds its patterns: layers take their
+    sequences one by one, so more that build would need no more."""
     settings = runner.settings
     total = settings.max_batch_tokens
     longest = settings.max_model_len
     if runner.device.type == "cpu":
         longest = min(longest, _CPU_SEQUENCE)
-    lengths = [longest] * (total // longest) + ([total % longest] if total % longest else [])
+    lengths = ([total % longest] if total % longest else []) + [longest] * (total // longest)
+    phases = [SequencePhase(canvas_len=length) for length in lengths]
+    row_slots: list[int] = []
+    if runner.store is not None:
+        block_size = runner.store.size.block_size
+        row_slots = runner.store.allocate(-(-longest // block_size))
+        phases[-1] = SequencePhase(
+            canvas_len=min(longest, settings.server.sparsed_max_canvas or longest),
+            block_size=block_size,
+            select=settings.server.defaults.sparsed_select,
+            builds=True,
+            row_slots=row_slots,
+        )
     token_ids = torch.full((total,), settings.mask_token_id, dtype=torch.int32)
-    positions, attention = runner.packer.dense_batch(lengths)
-    output = runner.run_model(token_ids.to(runner.device), positions, attention)
+    positions, attention = runner.packer.batch(lengths, phases)
+    try:
+        output = runner.run_model(token_ids.to(runner.device), positions, attention)
+    finally:
+        if runner.store is not None:
+            runner.store.release(row_slots)
 
     # Every position may be a candidate; two chunks of logits show the peak of any number of them.
     hidden = output[torch.arange(total, device=runner.device)]
