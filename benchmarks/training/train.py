@@ -115,12 +115,8 @@ class Training:
         self.settings = replace(settings, shape=replace(settings.shape, vocab_size=rows))
         torch.manual_seed(settings.seed)
         self.model = Model(self.settings.shape).to(device)
-        self.optimizers = make_optimizers(
-            self.model,
-            settings.learning_rate,
-            settings.weight_decay,
-            fused=device.type == "cuda",
-        )
+        rate, decay = settings.learning_rate, settings.weight_decay
+        self.optimizers = make_optimizers(self.model, rate, decay, fused=device.type == "cuda")
         self.curriculum = Curriculum(settings.stages)
         self.step, self.seconds = 0, 0.0
         self.cooldown: tuple[int, int] | None = None  # first step, steps

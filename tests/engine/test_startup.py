@@ -1,7 +1,6 @@
 """The memory check at start."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from vllm import LLM
 
 from tests.engine.inspection import runner_of
 from vllm_sparsed.attention import pattern_store
-from vllm_sparsed.attention.metadata import SparsedMetadata
 from vllm_sparsed.worker.model_runner import DenoisingModelRunner
 from vllm_sparsed.worker.startup import StartupError, measure_memory
 
@@ -33,12 +31,9 @@ def test_a_batch_that_does_not_fit_says_what_to_change(
     def fail(*args: object) -> torch.Tensor:
         raise error
 
-    assert runner.store is not None
-    free = runner.store.num_free_rows
     monkeypatch.setattr(runner, "run_model", fail)
     with pytest.raises(StartupError, match=r"A full batch .*max-model-len.*max-num-batched-tokens"):
         measure_memory(runner, None)
-    assert runner.store.num_free_rows == free
 
 
 @lack_of_memory
@@ -86,37 +81,3 @@ def test_the_whole_batch_is_run(
     measure_memory(runner, None)
     assert lengths
     assert max(lengths) == runner.settings.max_model_len
-
-
-@pytest.mark.parametrize("max_canvas", [None, 96])
-def test_the_measured_batch_builds_the_longest_pattern(
-    engine: Callable[[str], LLM], monkeypatch: pytest.MonkeyPatch, max_canvas: int | None
-) -> None:
-    """Its maps and its store rows are those of a request; the rows are free again afterwards."""
-    runner = runner_of(engine("llada-mha"))
-    assert runner.store is not None
-    server = replace(runner.settings.server, sparsed_max_canvas=max_canvas)
-    monkeypatch.setattr(runner, "settings", replace(runner.settings, server=server))
-    run_model = runner.run_model
-    batches: list[SparsedMetadata] = []
-
-    def record(
-        token_ids: torch.Tensor, positions: torch.Tensor, attention: dict[str, SparsedMetadata]
-    ) -> torch.Tensor:
-        batches.append(next(iter(attention.values())))
-        return run_model(token_ids, positions, attention)
-
-    monkeypatch.setattr(runner, "run_model", record)
-    runner.store.counts.zero_()
-    free = runner.store.num_free_rows
-    measure_memory(runner, None)
-    (batch,) = batches
-    (build,) = batch.builds
-    longest = runner.settings.max_model_len
-    assert (build.end, build.end - build.start) == (runner.settings.max_batch_tokens, longest)
-    assert build.canvas_len == (max_canvas or longest)
-    assert (build.block_size, build.select) == (16, 0.5)
-    counts = runner.store.counts[:, build.row_slots.long()]
-    assert counts.shape[1] == longest // 16
-    assert counts.min() > 0, "a pattern of every layer, row and head was built"
-    assert runner.store.num_free_rows == free

@@ -14,7 +14,6 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import set_forward_context
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.model_loader import get_model_loader
-from vllm.model_executor.model_loader.reload.inplace import reload_weights
 from vllm.sequence import IntermediateTensors
 from vllm.tasks import SupportedTask
 from vllm.utils.mem_utils import DeviceMemoryProfiler, format_gib
@@ -362,6 +361,8 @@ class DenoisingModelRunner:
         is_checkpoint_format: bool = True,
     ) -> None:
         """Load weights again, into the same parameters; see vLLM's function of that name."""
+        from vllm.model_executor.model_loader.reload.inplace import reload_weights
+
         reload_weights(
             self.vllm_config, self.model, weights_iterator, weights_path, is_checkpoint_format
         )

@@ -99,21 +99,8 @@ class BatchPacker:
         )
 
     def dense_batch(self, lengths: Sequence[int]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Positions and attention metadata of dense sequences that belong to no request."""
-        return self.batch(lengths, [SequencePhase(canvas_len=length) for length in lengths])
-
-    def batch(
-        self, lengths: Sequence[int], phases: Sequence[SequencePhase]
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Positions and attention metadata of sequences that belong to no request.
-
-        Args:
-            lengths: tokens of each sequence.
-            phases: how each attends, in the order of `SequencePhase.order`.
-
-        Returns:
-            int64 [tokens] on the device and the metadata by layer name, as `PackedBatch` has them.
-        """
+        """Positions and attention metadata of a batch of dense sequences, to measure memory."""
+        phases = [SequencePhase(canvas_len=length) for length in lengths]
         metadata = self._metadata(np.array(lengths, dtype=np.int32), phases)
         attention = self._builder.build(0, metadata)
         assert metadata.positions is not None

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from vllm.utils.mem_utils import format_gib
 
-from vllm_sparsed.attention.metadata import SequencePhase
 from vllm_sparsed.decoding.batch_decoder import DecodeRows
 from vllm_sparsed.kernels import block_sparse_attention, pattern_building
 from vllm_sparsed.logger import init_logger
@@ -93,33 +92,15 @@ def fits_in_memory(what: str) -> Iterator[None]:
 
 
 def _largest_batch(runner: DenoisingModelRunner) -> None:
-    """A full batch of which one of the longest sequences builds its patterns: layers take their
-    sequences one by one, so more that build would need no more."""
     settings = runner.settings
     total = settings.max_batch_tokens
     longest = settings.max_model_len
     if runner.device.type == "cpu":
         longest = min(longest, _CPU_SEQUENCE)
-    lengths = ([total % longest] if total % longest else []) + [longest] * (total // longest)
-    phases = [SequencePhase(canvas_len=length) for length in lengths]
-    row_slots: list[int] = []
-    if runner.store is not None:
-        block_size = runner.store.size.block_size
-        row_slots = runner.store.allocate(-(-longest // block_size))
-        phases[-1] = SequencePhase(
-            canvas_len=min(longest, settings.server.sparsed_max_canvas or longest),
-            block_size=block_size,
-            select=settings.server.defaults.sparsed_select,
-            builds=True,
-            row_slots=row_slots,
-        )
+    lengths = [longest] * (total // longest) + ([total % longest] if total % longest else [])
     token_ids = torch.full((total,), settings.mask_token_id, dtype=torch.int32)
-    positions, attention = runner.packer.batch(lengths, phases)
-    try:
-        output = runner.run_model(token_ids.to(runner.device), positions, attention)
-    finally:
-        if runner.store is not None:
-            runner.store.release(row_slots)
+    positions, attention = runner.packer.dense_batch(lengths)
+    output = runner.run_model(token_ids.to(runner.device), positions, attention)
 
     # Every position may be a candidate; two chunks of logits show the peak of any number of them.
     hidden = output[torch.arange(total, device=runner.device)]
