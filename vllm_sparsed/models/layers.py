@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from vllm.config import VllmConfig
+from vllm import envs
+from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
@@ -13,6 +14,7 @@ from vllm.model_executor.layers.linear import (
     MergedColumnParallelLinear,
     QKVParallelLinear,
     RowParallelLinear,
+    UnquantizedLinearMethod,
 )
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.quantization import QuantizationConfig
@@ -24,6 +26,7 @@ from vllm.model_executor.models.interfaces import SupportsQuant
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
 from vllm.sequence import IntermediateTensors
 
+from vllm_sparsed.kernels.silu_and_mul import silu_and_mul
 from vllm_sparsed.models.bidirectional_attention import BidirectionalAttention
 from vllm_sparsed.models.rotary import Rotary
 
@@ -35,6 +38,48 @@ STACKED_PROJECTIONS = {
     ".up_proj": (".gate_up_proj", 1),
 }
 """Checkpoint projections that vLLM's layers hold in one matrix, and the part of it they fill."""
+
+
+class ResidualProjection(RowParallelLinear):
+    """A projection back to the hidden size, which can add its product to the residual sum itself.
+
+    Where it does, the sum is read and written by the matrix product (cuBLAS, beta = 1), rounded
+    once, and one pass over the hidden states is saved. Quantized weights and sums over
+    tensor-parallel ranks do not allow it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_plain_product: bool = (
+            type(self.quant_method) is UnquantizedLinearMethod
+            and self.tp_size == 1
+            and self.bias is None
+            and not envs.VLLM_BATCH_INVARIANT
+            and get_current_vllm_config().kernel_config.linear_backend == "auto"
+        )
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+        """Project x [tokens, input_size].
+
+        Returns:
+            What is still to be added to `residual` [tokens, hidden_size]; None where that is done,
+            in place.
+        """
+        if x.is_cuda and self.is_plain_product:
+            residual.addmm_(x, self.weight.t())
+            return None
+        output: torch.Tensor = self(x)[0]
+        return output
+
+
+def add_and_norm(
+    norm: RMSNorm, pending: torch.Tensor | None, residual: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The norm of residual + pending, and that sum; both arguments may be overwritten."""
+    if pending is None:
+        return norm(residual), residual
+    hidden_states, residual = norm(pending, residual)
+    return hidden_states, residual
 
 
 class SelfAttention(nn.Module):
@@ -68,7 +113,7 @@ class SelfAttention(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.qkv_proj",
         )
-        self.o_proj = RowParallelLinear(
+        self.o_proj = ResidualProjection(
             config.hidden_size,
             config.hidden_size,
             bias=False,
@@ -80,12 +125,14 @@ class SelfAttention(nn.Module):
             num_heads, self.head_size, self.head_size**-0.5, num_kv_heads, prefix=f"{prefix}.attn"
         )
 
-    def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Attend; returns what is still to be added to the residual sum, as `add_to` does."""
         qkv, _ = self.qkv_proj(hidden_states)
         query, key, value = qkv.split(self.split_sizes, dim=-1)
         query, key = self.rotary(positions, query, key)
-        output, _ = self.o_proj(self.attn(query, key, value))
-        return output
+        return self.o_proj.add_to(residual, self.attn(query, key, value))
 
 
 class SwiGLU(nn.Module):
@@ -100,7 +147,7 @@ class SwiGLU(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.gate_up_proj",
         )
-        self.down_proj = RowParallelLinear(
+        self.down_proj = ResidualProjection(
             config.intermediate_size,
             config.hidden_size,
             bias=False,
@@ -109,14 +156,16 @@ class SwiGLU(nn.Module):
         )
         self.act_fn = SiluAndMul()
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor | None:
+        """Returns what is still to be added to the residual sum, as `add_to` does."""
         gate_up, _ = self.gate_up_proj(hidden_states)
-        output, _ = self.down_proj(self.act_fn(gate_up))
-        return output
+        if gate_up.is_cuda and gate_up.dtype.itemsize == 2:
+            return self.down_proj.add_to(residual, silu_and_mul(gate_up))
+        return self.down_proj.add_to(residual, self.act_fn(gate_up))
 
 
 class TransformerBlock(nn.Module):
-    """One layer; the residual sum travels beside the hidden states so that vLLM can fuse it."""
+    """One layer; the residual sum travels beside what a projection has not added to it yet."""
 
     def __init__(
         self,
@@ -135,19 +184,12 @@ class TransformerBlock(nn.Module):
         self.mlp = SwiGLU(config, quant_config, prefix=f"{prefix}.mlp")
 
     def forward(
-        self,
-        positions: torch.Tensor,
-        hidden_states: torch.Tensor,
-        residual: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if residual is None:
-            residual = hidden_states
-            hidden_states = self.input_layernorm(hidden_states)
-        else:
-            hidden_states, residual = self.input_layernorm(hidden_states, residual)
-        hidden_states = self.self_attn(positions, hidden_states)
-        hidden_states, residual = self.post_attention_layernorm(hidden_states, residual)
-        return self.mlp(hidden_states), residual
+        self, positions: torch.Tensor, pending: torch.Tensor | None, residual: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        hidden_states, residual = add_and_norm(self.input_layernorm, pending, residual)
+        pending = self.self_attn(positions, hidden_states, residual)
+        hidden_states, residual = add_and_norm(self.post_attention_layernorm, pending, residual)
+        return self.mlp(hidden_states, residual), residual
 
 
 class Transformer(nn.Module):
@@ -173,11 +215,12 @@ class Transformer(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        residual: torch.Tensor | None = None
+    def forward(self, positions: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Hidden states [tokens, hidden_size] of embeddings `residual`, which are overwritten."""
+        pending: torch.Tensor | None = None
         for layer in self.layers:
-            hidden_states, residual = layer(positions, hidden_states, residual)
-        hidden_states, _ = self.norm(hidden_states, residual)
+            pending, residual = layer(positions, pending, residual)
+        hidden_states, _ = add_and_norm(self.norm, pending, residual)
         return hidden_states
 
 

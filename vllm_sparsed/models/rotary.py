@@ -7,9 +7,11 @@ from torch import nn
 from vllm import _custom_ops as ops
 from vllm.model_executor.layers.rotary_embedding import get_rope
 
+from vllm_sparsed.kernels.rotary_embedding import rotary_embedding
+
 
 class Rotary(nn.Module):
-    """vLLM's rotary embedding, but cosines and sines stay in float32.
+    """Rotary embedding with vLLM's tables of angles, but cosines and sines stay in float32.
 
     vLLM rounds them to the model's dtype; the reference code of LLaDA does not.
     """
@@ -58,8 +60,11 @@ class Rotary(nn.Module):
             query: [tokens, heads * head_size].
             key: [tokens, key heads * head_size].
         """
-        if query.is_cuda or query.dtype == torch.float32:
-            # The CUDA kernel takes a float32 table for any dtype, the CPU one only its own.
+        if query.is_cuda:
+            rotary_embedding(positions, query, key, self.rope.cos_sin_cache)
+            return query, key
+        if query.dtype == torch.float32:
+            # vLLM's operation for CPUs takes a table of the queries' own dtype alone.
             ops.rotary_embedding(
                 positions, query, key, self.head_size, self.rope.cos_sin_cache, True
             )
