@@ -45,7 +45,9 @@ class Request:
         return logits.to(self.dtype)
 
 
-def decode(requests: Sequence[Request], chunk: int = 1000, wide: int | None = None) -> list[Tensor]:
+def decode(
+    requests: Sequence[Request], chunk: int = 1000, wide: int | None = None, device: str = "cpu"
+) -> list[Tensor]:
     """Run one batch; the hidden states are the logits."""
 
     def numbers(value: Callable[[Request], float], dtype: type = np.float64) -> np.ndarray:
@@ -73,7 +75,7 @@ def decode(requests: Sequence[Request], chunk: int = 1000, wide: int | None = No
         mask_token_id=MASK,
         eos_token_id=EOS,
         eot_token_id=EOT,
-        device="cpu",
+        device=device,
         max_chunk_rows=chunk,
     )
     if wide is not None:
@@ -86,12 +88,12 @@ def decode(requests: Sequence[Request], chunk: int = 1000, wide: int | None = No
 
     tokens = decoder.decode(
         rows,
-        torch.cat([r.logits() for r in requests]),
-        torch.cat(guided) if guided else None,
+        torch.cat([r.logits() for r in requests]).to(device),
+        torch.cat(guided).to(device) if guided else None,
         compute_logits,
     )
     assert tokens.dtype == torch.int64
-    return list(tokens.split(sizes))
+    return list(tokens.cpu().split(sizes))
 
 
 def draws(request: Request, position: int, stream: Stream, columns: int | None = None) -> Tensor:
@@ -200,6 +202,20 @@ REQUESTS = [
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_one_request_equals_the_loop(request_: Request) -> None:
     assert decode([request_])[0].tolist() == expected(request_)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("request_", REQUESTS)
+def test_one_request_equals_the_loop_on_gpu(request_: Request) -> None:
+    assert decode([request_], device="cuda")[0].tolist() == expected(request_)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("chunk", "wide"), [(10**6, None), (64, 3)])
+def test_mixed_batch_on_gpu_equals_each_alone_on_cpu(chunk: int, wide: int | None) -> None:
+    requests = [replace(r, dtype=torch.float32) for r in mixed_batch()]
+    alone = [decode([r])[0].tolist() for r in requests]
+    assert [tokens.tolist() for tokens in decode(requests, chunk, wide, "cuda")] == alone
 
 
 def mixed_batch() -> list[Request]:

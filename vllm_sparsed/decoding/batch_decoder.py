@@ -1,6 +1,7 @@
 """One decoding step of a whole batch: candidates, confidences, and which of them are committed."""
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -17,6 +18,8 @@ from vllm_sparsed.decoding.decode_rows import (
 from vllm_sparsed.decoding.protocol import Proposal
 from vllm_sparsed.decoding.rng import Stream, gumbel, uniform
 from vllm_sparsed.decoding.shaping import draw, guide, keep_top_k, keep_top_p
+from vllm_sparsed.kernels.confidence_ranking import RankedRows, decide_rows
+from vllm_sparsed.kernels.token_confidence import Draw, token_confidence
 
 __all__ = ["BatchDecoder", "DecodeRows"]
 
@@ -117,9 +120,7 @@ class BatchDecoder:
         candidates, confidence = self._propose_all(
             plan, fields, hidden, unconditional_hidden, compute_logits
         )
-        selected = self._select(fields, candidates, confidence)
-        tokens = torch.where(selected, candidates, -1)
-        return tokens if order is None else torch.empty_like(tokens).scatter_(0, order, tokens)
+        return self._decide(fields, candidates, confidence)
 
     def _propose_all(
         self,
@@ -129,7 +130,7 @@ class BatchDecoder:
         unconditional_hidden: Tensor | None,
         compute_logits: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Return candidates, int64 [R], and confidences, float64 [R], in decoding order."""
+        """Return candidates, int64 [R], and confidences, float [R], in decoding order."""
         candidates, confidences = [], []
         for start in range(0, plan.num_rows, self.max_chunk_rows):
             end = min(start + self.max_chunk_rows, plan.num_rows)
@@ -147,7 +148,7 @@ class BatchDecoder:
                     logits = guide(logits, unconditional, fields["cfg_scale"][low:high])
                 if treatment.without_eos:
                     logits = logits.index_fill(1, self._eos, -math.inf)
-                wide = treatment.sampled or treatment.top_p or treatment.top_k
+                wide = treatment.cuts or (treatment.sampled and not _one_pass(logits))
                 for part in logits.split(self._wide_rows if wide else high - low):
                     part_fields = {name: field[low:][: len(part)] for name, field in fields.items()}
                     low += len(part)
@@ -155,16 +156,17 @@ class BatchDecoder:
                         treatment, part, part_fields, plan.largest_top_k
                     )
                     candidates.append(proposed)
-                    confidences.append(confidence.double())
+                    confidences.append(confidence)
+        if len(candidates) == 1:
+            return candidates[0], confidences[0]
         return torch.cat(candidates), torch.cat(confidences)
 
-    def _select(
+    def _decide(
         self, fields: Mapping[str, Tensor], candidates: Tensor, confidence: Tensor
     ) -> Tensor:
-        """Return which rows are unmasked, bool [R]: each request's most confident ones.
+        """Return each row's token or -1, int64 [R]: a request's most confident rows are unmasked.
 
-        Among equals the lowest position is first: the sorts are stable, and so ordered are the
-        rows.
+        Among equals the lowest position is first, because the rows are so ordered.
         """
         if "alg_temp" in fields:
             # The k best of confidence / alg_temp + Gumbel noise are a draw of k without
@@ -174,19 +176,27 @@ class BatchDecoder:
         if "last_if_end" in fields:
             is_end = (candidates[:, None] == self._ends).any(dim=1)
             confidence = confidence.masked_fill(fields["last_if_end"] & is_end, -math.inf)
-        ranking = confidence.sort(descending=True, stable=True).indices
-        if "request" in fields:
-            ranking = ranking[fields["request"][ranking].sort(stable=True).indices]
-        selected = torch.empty_like(fields["take"]).scatter_(0, ranking, fields["take"])
-        if "unmask_probability" in fields:
-            selected &= _noise(fields, Stream.ORIGIN) < fields["unmask_probability"]
-        return selected
+        probability = fields.get("unmask_probability")
+        return decide_rows(
+            candidates,
+            confidence,
+            RankedRows(
+                request=fields["request"],
+                first_row=fields["first_row"],
+                num_to_unmask=fields["num_to_unmask"],
+                order=fields.get("order"),
+            ),
+            uniforms=None if probability is None else _noise(fields, Stream.ORIGIN),
+            probability=probability,
+        )
 
 
 def _propose(
     treatment: Treatment, logits: Tensor, fields: Mapping[str, Tensor], largest_top_k: int
 ) -> tuple[Tensor, Tensor]:
     """Return candidates, int64 [rows], and confidences, float [rows], for logits [rows, vocab]."""
+    if _one_pass(logits) and not treatment.cuts:
+        return _propose_in_one_pass(treatment, logits, fields)
     shaped = logits
     if treatment.sampled:
         shaped = logits.float() / fields["temperature"].float()[:, None]
@@ -211,6 +221,37 @@ def _propose(
         noise=lambda: _noise(fields, Stream.RANDOM_ORDER),
     )
     return candidates, treatment.decoder.confidence(proposal)
+
+
+def _one_pass(logits: Tensor) -> bool:
+    """Whether the kernel that makes one pass over the logits runs here."""
+    return logits.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _propose_in_one_pass(
+    treatment: Treatment, logits: Tensor, fields: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """As `_propose`, without top_p and top_k."""
+    decoder = treatment.decoder
+    draw = None
+    if treatment.sampled:
+        draw = Draw(
+            temperature=fields["temperature"],
+            seed=fields["seed"],
+            step=fields["step"],
+            position=fields["position"],
+            stream=int(Stream.CANDIDATE),
+            scales=decoder.shapes_confidence,
+        )
+    candidates, confidence = token_confidence(logits, decoder.statistic, draw)
+    if confidence is None:
+        proposal = Proposal(
+            candidates,
+            probabilities=lambda: logits.softmax(dim=1, dtype=torch.float32),
+            noise=lambda: _noise(fields, Stream.RANDOM_ORDER),
+        )
+        confidence = decoder.confidence(proposal)
+    return candidates, confidence
 
 
 def _noise(fields: Mapping[str, Tensor], stream: Stream, columns: int | None = None) -> Tensor:

@@ -75,6 +75,11 @@ class Treatment:
     top_k: bool
     without_eos: bool
 
+    @property
+    def cuts(self) -> bool:
+        """Whether top_p or top_k take tokens out of the distribution."""
+        return self.top_p or self.top_k
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -93,7 +98,7 @@ class DecodePlan:
         num_rows: R.
         segments: cover the rows in order.
         largest_top_k: largest top_k asked for, at most the vocabulary; 0 where none is.
-        arrays: host arrays by name, one element per row; see `arrange`.
+        arrays: host arrays by name; see `arrange`.
     """
 
     num_rows: int
@@ -105,11 +110,12 @@ class DecodePlan:
 def arrange(rows: DecodeRows, vocab_size: int) -> DecodePlan:
     """Put the rows in decoding order and list what the device needs of them.
 
-    Arrays always there: `take` (whether the row at this place of its request's ranking is
-    unmasked), `position`, `seed`, `step`. There only where some row needs them: `order` (which of
-    the given rows is at each place), `unconditional` (the guidance sequence's row for each guided
-    row), `request` (ascending number of the row's request), `temperature`, `top_p`, `top_k`,
-    `alg_temp`, `unmask_probability`, `cfg_scale`, `last_if_end`.
+    Arrays always there: `position`, `seed`, `step`, `request` (ascending number of the row's
+    request) and, one element per request in this order, `first_row` (one more: the number of rows)
+    and `num_to_unmask`. There only where some row needs them: `order` (which of the given rows is
+    at each place), `unconditional` (the guidance sequence's row for each guided row),
+    `temperature`, `top_p`, `top_k`, `alg_temp`, `cfg_scale`, `last_if_end` and, one element per
+    request, `unmask_probability`.
 
     Args:
         rows: at least one.
@@ -130,25 +136,26 @@ def arrange(rows: DecodeRows, vocab_size: int) -> DecodePlan:
     used = [segment.treatment for segment in segments]
 
     starts = np.flatnonzero(np.diff(request, prepend=-1))
-    counts = np.diff(starts, append=request.size)
-    rank = np.arange(request.size) - np.repeat(starts, counts)
+    bounds = np.append(starts, request.size)
+    requests = request[starts]
     top_k = np.clip(rows.top_k, 0, vocab_size)
-    arrays["take"] = rank < rows.num_to_unmask[request]
+    arrays["request"] = np.repeat(np.arange(starts.size), np.diff(bounds))
+    arrays["first_row"] = bounds
+    arrays["num_to_unmask"] = rows.num_to_unmask[requests]
+    if (rows.unmask_probability < 1).any():
+        arrays["unmask_probability"] = rows.unmask_probability[requests]
     arrays["position"] = position
-    if starts.size > 1:
-        arrays["request"] = np.repeat(np.arange(starts.size), counts)
-    per_request = (
+    per_row = (
         ("seed", True, rows.seed),
         ("step", True, rows.step),
         ("temperature", any(treatment.sampled for treatment in used), rows.temperature),
         ("top_p", any(treatment.top_p for treatment in used), rows.top_p),
         ("top_k", any(treatment.top_k for treatment in used), top_k),
         ("alg_temp", (rows.alg_temp > 0).any(), rows.alg_temp),
-        ("unmask_probability", (rows.unmask_probability < 1).any(), rows.unmask_probability),
         ("cfg_scale", any(treatment.guided for treatment in used), rows.cfg_scale),
         ("last_if_end", rows.confidence_eos_eot_inf.any(), rows.confidence_eos_eot_inf),
     )
-    for name, needed, values in per_request:
+    for name, needed, values in per_row:
         if needed:
             arrays[name] = values[request]
     return DecodePlan(

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from vllm_sparsed.decoding.protocol import Proposal
 from vllm_sparsed.decoding.unmask_counts import timestep_share
+from vllm_sparsed.kernels.token_confidence.configs import Statistic
 
 
 class Entropy:
@@ -12,6 +13,7 @@ class Entropy:
 
     name = "entropy"
     shapes_confidence = True
+    statistic = Statistic.NEGATIVE_ENTROPY
 
     def num_to_unmask(
         self, masks_at_start: int, masks_left: int, step: int, steps: int, eps: float

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from vllm_sparsed.decoding.protocol import Proposal
 from vllm_sparsed.decoding.unmask_counts import even_share
+from vllm_sparsed.kernels.token_confidence.configs import Statistic
 
 
 class LowConfidence:
@@ -11,6 +12,7 @@ class LowConfidence:
 
     name = "low_confidence"
     shapes_confidence = False
+    statistic = Statistic.PROBABILITY
 
     def num_to_unmask(
         self, masks_at_start: int, masks_left: int, step: int, steps: int, eps: float

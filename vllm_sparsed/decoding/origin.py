@@ -1,9 +1,11 @@
 """Dream's `origin`: each mask is unmasked with the probability that the schedule gives."""
 
+import torch
 from torch import Tensor
 
 from vllm_sparsed.decoding.protocol import Proposal
 from vllm_sparsed.decoding.unmask_counts import timestep_probability
+from vllm_sparsed.kernels.token_confidence.configs import Statistic
 
 
 class Origin:
@@ -11,6 +13,7 @@ class Origin:
 
     name = "origin"
     shapes_confidence = False
+    statistic = Statistic.NONE
 
     def num_to_unmask(
         self, masks_at_start: int, masks_left: int, step: int, steps: int, eps: float
@@ -21,4 +24,4 @@ class Origin:
         return timestep_probability(step, steps, eps)
 
     def confidence(self, proposal: Proposal) -> Tensor:
-        return proposal.candidates.new_zeros(proposal.candidates.shape)
+        return torch.zeros_like(proposal.candidates, dtype=torch.float32)

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from vllm_sparsed.kernels.token_confidence.configs import Statistic
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
@@ -30,6 +32,7 @@ class Decoder(Protocol):
         name: what `diffusion_alg` calls it.
         shapes_confidence: whether temperature, top_p and top_k shape the distribution behind the
             confidence (Dream), or the draw of the candidate alone.
+        statistic: of that distribution, which is the confidence; NONE where it is about neither.
     """
 
     @property
@@ -37,6 +40,9 @@ class Decoder(Protocol):
 
     @property
     def shapes_confidence(self) -> bool: ...
+
+    @property
+    def statistic(self) -> Statistic: ...
 
     def num_to_unmask(
         self, masks_at_start: int, masks_left: int, step: int, steps: int, eps: float

@@ -6,11 +6,14 @@ are those of SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Numbe
 OOPSLA 2014), in int64 arithmetic that wraps around.
 """
 
+import os
 from enum import IntEnum
 from typing import Final
 
 import torch
 from torch import Tensor
+
+from vllm_sparsed.kernels.counter_random import uniform_rows
 
 
 class Stream(IntEnum):
@@ -46,6 +49,8 @@ def uniform(
     Returns:
         float64 [rows] or [rows, columns]; multiples of 2^-53, of which 52 bits are random.
     """
+    if columns is None and (seed.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        return uniform_rows(seed, step, position, int(stream))
     key = _mix(seed + signed((int(stream) + 1) * _INCREMENT))
     key = _mix(key.add_(step, alpha=_INCREMENT))
     key = _mix(key.add_(position, alpha=_INCREMENT))

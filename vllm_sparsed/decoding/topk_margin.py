@@ -4,6 +4,7 @@ from torch import Tensor
 
 from vllm_sparsed.decoding.protocol import Proposal
 from vllm_sparsed.decoding.unmask_counts import timestep_share
+from vllm_sparsed.kernels.token_confidence.configs import Statistic
 
 
 class TopkMargin:
@@ -11,6 +12,7 @@ class TopkMargin:
 
     name = "topk_margin"
     shapes_confidence = True
+    statistic = Statistic.MARGIN
 
     def num_to_unmask(
         self, masks_at_start: int, masks_left: int, step: int, steps: int, eps: float
