@@ -19,7 +19,7 @@ from vllm_sparsed.metrics import COUNTERS_KEY, export_step_counters, make_counte
 from vllm_sparsed.models.checkpoint_config import check_supported
 from vllm_sparsed.parameters import ServerSettings
 from vllm_sparsed.request_check import request_check_name
-from vllm_sparsed.settings import request_settings, uses_sparse_backend
+from vllm_sparsed.settings import GRAPH_TOKENS_KEY, request_settings, uses_sparse_backend
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -29,6 +29,10 @@ logger = init_logger(__name__)
 SCHEDULER: Final = "vllm_sparsed.scheduler.DenoisingScheduler"
 CPU_WORKER: Final = "vllm_sparsed.worker.cpu_worker.DenoisingCPUWorker"
 GPU_WORKER: Final = "vllm_sparsed.worker.gpu_worker.DenoisingGPUWorker"
+
+GRAPH_TOKENS: Final = 1024
+"""Longest forward pass that is recorded as a CUDA graph unless the user says otherwise: in a longer
+one the kernels of an 8B model take longer than the host to launch them."""
 
 
 class DiffusionEngineConfig(VerifyAndUpdateConfig):
@@ -69,7 +73,9 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
                     model_config.max_model_len,
                 )
                 setattr(scheduler_config, name, model_config.max_model_len)
-        # vLLM's fused kernels in place of torch.compile; see benchmarks/NOTES.md.
+        # Fused kernels in place of torch.compile, and graphs of exact sizes in place of vLLM's; see
+        # benchmarks/NOTES.md.
+        graph_tokens = _graph_tokens(vllm_config)
         vllm_config.compilation_config.mode = CompilationMode.NONE
         vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.NONE
 
@@ -77,10 +83,38 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
         server = replace(server, default_canvas=canvas)
         folder = make_counters_folder()
         if isinstance(vllm_config.additional_config, dict):
-            vllm_config.additional_config[COUNTERS_KEY] = folder
+            # A copy: the caller may start another engine with the same settings.
+            vllm_config.additional_config = {
+                **vllm_config.additional_config,
+                COUNTERS_KEY: folder,
+                GRAPH_TOKENS_KEY: graph_tokens,
+            }
         # This is the front end; where it has several processes, each exports for itself.
         export_step_counters(folder)
         model_config.logits_processors = [request_check_name(server, folder)]
+
+
+def _graph_tokens(vllm_config: "VllmConfig") -> int:
+    """Longest forward pass, in tokens, that is recorded as a CUDA graph; 0: none is.
+
+    vLLM's options keep their meaning: --enforce-eager, -cc.cudagraph_mode=none,
+    --max-cudagraph-capture-size and the largest of --cudagraph-capture-sizes (passes are recorded
+    at their own size, so the others mean nothing here).
+    """
+    compilation_config = vllm_config.compilation_config
+    if (
+        not current_platform.is_cuda()
+        or vllm_config.model_config.enforce_eager
+        or compilation_config.cudagraph_mode == CUDAGraphMode.NONE
+        # The collectives of several ranks would have to be recorded too, which has not been tried.
+        or vllm_config.parallel_config.tensor_parallel_size > 1
+    ):
+        return 0
+    sizes = compilation_config.cudagraph_capture_sizes
+    limit = compilation_config.max_cudagraph_capture_size
+    if sizes is not None:
+        limit = max(sizes, default=0)
+    return GRAPH_TOKENS if limit is None else limit
 
 
 def _refuse_unsupported(vllm_config: "VllmConfig") -> None:

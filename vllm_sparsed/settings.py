@@ -1,7 +1,7 @@
 """Settings of one engine, derived from vLLM's configuration alike in every process."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vllm_sparsed.attention.pattern_store import PatternStoreSize
 from vllm_sparsed.kernels.pattern_building import pattern_width
@@ -10,6 +10,9 @@ from vllm_sparsed.plugin import BACKEND_NAME, DEFAULT_ALGORITHMS
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+GRAPH_TOKENS_KEY: Final = "sparsed_graph_tokens"
+"""Key of `additional_config` under which the limit for CUDA graphs travels to the workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class EngineSettings:
         max_batch_tokens: tokens of one forward pass over all running requests.
         mask_token_id: the token that marks an undecided position.
         store: size of the pattern store; None where every request stays dense.
+        graph_tokens: passes of up to so many tokens are recorded as CUDA graphs; 0: none are.
     """
 
     server: ServerSettings
@@ -29,6 +33,7 @@ class EngineSettings:
     max_batch_tokens: int
     mask_token_id: int
     store: PatternStoreSize | None
+    graph_tokens: int
 
 
 def uses_sparse_backend(vllm_config: "VllmConfig") -> bool:
@@ -55,12 +60,15 @@ def engine_settings(vllm_config: "VllmConfig") -> EngineSettings:
         scheduler_config.max_num_scheduled_tokens or scheduler_config.max_num_batched_tokens
     )
     max_model_len = vllm_config.model_config.max_model_len
+    additional = vllm_config.additional_config
+    additional = additional if isinstance(additional, dict) else {}
     return EngineSettings(
         server=server,
         max_model_len=max_model_len,
         max_batch_tokens=max_batch_tokens,
         mask_token_id=vllm_config.model_config.hf_config.mask_token_id,
         store=_store_size(server, max_model_len, max_batch_tokens),
+        graph_tokens=additional.get(GRAPH_TOKENS_KEY, 0),
     )
 
 

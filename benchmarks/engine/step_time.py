@@ -4,7 +4,9 @@
 
 One engine serves one request at a time. For each length it prints the median time of a dense step,
 of the step that builds the patterns, of a sparse step and of the whole request, the peak memory,
-and with `--profile` where the time of a step goes (torch profiler, by kind of kernel).
+with `--profile` where the time of a step goes (torch profiler, by kind of kernel), and with
+`--floor` the time of the linear layers alone (`products_ms`, all rows of the canvas through the
+head) and of reading their weights at the bandwidth of a copy (`read_ms`).
 """
 
 import argparse
@@ -14,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine.breakdown import StepProfiler, breakdown
-from benchmarks.engine.denoising_engine import EngineOptions, run_request, start_engine
+from benchmarks.engine.denoising_engine import (
+    EngineOptions,
+    run_request,
+    runner_of,
+    start_engine,
+)
+from benchmarks.engine.floor import measure_floor
 
 
 def parse() -> argparse.Namespace:
@@ -34,6 +42,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quantization", default=None)
     parser.add_argument("--max-steps", type=int, default=0, help="abort a request after so many")
     parser.add_argument("--profile", action="store_true", help="break steps down by kernel")
+    parser.add_argument(
+        "--floor", action="store_true", help="also time the products and a read of the weights"
+    )
     parser.add_argument("--load-format", default="dummy")
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.9)
     parser.add_argument(
@@ -58,16 +69,17 @@ def main() -> None:
         load_format=args.load_format,
         more={"gpu_memory_utilization": args.gpu_memory_utilization},
     )
-    engine = start_engine(options).llm_engine
+    llm = start_engine(options)
     for length in args.lengths:
-        measure(engine, args, length)
+        measure(llm, args, length)
 
 
-def measure(engine: Any, args: argparse.Namespace, length: int) -> None:
+def measure(llm: Any, args: argparse.Namespace, length: int) -> None:
     """Run one request, and a second one under the profiler where that was asked for."""
     import torch
     from vllm import __version__ as vllm_version
 
+    engine = llm.llm_engine
     cuda = torch.cuda.is_available()
     sparse = args.backend.lower() == "sparsed"
     pattern_step = int(args.steps * args.skip) + 1
@@ -99,6 +111,16 @@ def measure(engine: Any, args: argparse.Namespace, length: int) -> None:
         row["pattern_step_ms"] = round(seconds[pattern_step] * 1e3, 2)
         row["first_sparse_ms"] = round(seconds[pattern_step + 1] * 1e3, 2)
         row["sparse_step_ms"] = round(statistics.median(seconds[pattern_step + 2 :]) * 1e3, 2)
+    graphs = runner_of(llm).graphs
+    row["graph_replays"] = graphs.num_replays if graphs is not None else 0
+    if args.floor:
+        floor = measure_floor(runner_of(llm).model, length, request["canvas"])
+        row |= {
+            "products_ms": round(floor.products_ms, 3),
+            "read_ms": round(floor.read_ms, 3),
+            "weights_gib": round(floor.weights_gib, 2),
+            "copy_gbps": round(floor.bandwidth_gbps),
+        }
     if cuda:
         row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     print(json.dumps(row), flush=True)
@@ -107,15 +129,17 @@ def measure(engine: Any, args: argparse.Namespace, length: int) -> None:
             file.write(json.dumps(row) + "\n")
     if not args.profile:
         return
-    wanted = {"dense": (2, row["dense_step_ms"])}
+    wanted = {"dense": min(4, pattern_step - 1)}
     if "sparse_step_ms" in row:
-        wanted["sparse"] = (pattern_step + 2, row["sparse_step_ms"])
-    profiler = StepProfiler([step for step, _ in wanted.values()])
-    run_request(engine, **request, on_step=profiler.on_step)
-    for name, (step, wall_ms) in wanted.items():
+        wanted["sparse"] = min(pattern_step + 4, len(seconds) - 1)
+    profiler = StepProfiler(list(wanted.values()))
+    seconds = run_request(engine, **request, on_step=profiler.on_step).seconds
+    for name, step in wanted.items():
         kernels = profiler.kernels(step)
-        if not kernels or wall_ms is None:
+        if not kernels:
             continue
+        # The same step's: from one run to the next a GPU's clock changes by some percent.
+        wall_ms = seconds[step] * 1e3
         result = breakdown(kernels, wall_ms)
         shares = {k: f"{t:.2f} ms ({t / wall_ms:.1%})" for k, t in result.milliseconds.items()}
         print(f"{args.model} {args.backend} {length} {name} step: {shares}", flush=True)

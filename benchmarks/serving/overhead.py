@@ -56,7 +56,7 @@ class StepClock:
         self._targets = (
             (core.scheduler, "schedule", "schedule", False),
             (runner, "execute_model", "execute", False),
-            (runner, "run_model", "model", True),
+            (runner, "run_pass", "model", True),
             (runner.decoder, "decode", "sampler", True),
         )
 

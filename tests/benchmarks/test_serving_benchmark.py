@@ -120,7 +120,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.scheduler = SimpleNamespace(schedule=lambda: time.sleep(0.010))
         self.runner = SimpleNamespace(
-            run_model=lambda: time.sleep(0.030),
+            run_pass=lambda: time.sleep(0.030),
             decoder=SimpleNamespace(decode=lambda: time.sleep(0.020)),
             execute_model=self._execute,
         )
@@ -133,7 +133,7 @@ class FakeEngine:
 
     def _execute(self) -> None:
         time.sleep(0.015)
-        self.runner.run_model()
+        self.runner.run_pass()
         self.runner.decoder.decode()
 
     def _step(self) -> None:

@@ -39,12 +39,12 @@ def test_in_turn_as_in_one_pass(
     for max_batch_tokens in (MAX_BATCH_TOKENS, MAX_MODEL_LEN):
         llm = engine(model, max_batch_tokens)
         runner = runner_of(llm)
-        forward, sizes = runner._forward, []
-        runner._forward = lambda batch, f=forward, s=sizes: s.append(batch.num_tokens) or f(batch)
+        run_pass, sizes = runner.run_pass, []
+        runner.run_pass = lambda batch, f=run_pass, s=sizes: s.append(batch.num_tokens) or f(batch)
         try:
             output = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)[0]
         finally:
-            del runner._forward
+            del runner.run_pass
         tokens.append(list(output.outputs[0].token_ids))
         passes.append(set(sizes))
     assert tokens[0] == tokens[1]

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from vllm import LLM
 
 from tests.engine.golden_cases import GOLDEN, MODELS, load_cases
+from tests.engine.inspection import Rerun, runner_of
 
 
 def generate(llm: LLM, model: str) -> list[list[int]]:
@@ -44,3 +45,19 @@ def test_reload(engine: Callable[[str], LLM], model: str, tmp_path: Path) -> Non
 
     llm.collective_rpc("reload_weights", kwargs={"weights_path": str(GOLDEN / model)})
     assert generate(llm, model) == expected
+
+
+def test_recorded_passes_are_forgotten(engine: Callable[[str], LLM]) -> None:
+    """New weights may lie at new places."""
+    llm = engine("llada-mha")
+    runner = runner_of(llm)
+    runner.record_passes(4096, Rerun)
+    try:
+        generate(llm, "llada-mha")
+        assert runner.graphs is not None
+        assert len(runner.graphs) > 0
+        llm.collective_rpc("reload_weights")
+        assert len(runner.graphs) == 0
+        assert generate(llm, "llada-mha") == [case.expected for case in load_cases("llada-mha")]
+    finally:
+        runner.graphs = None

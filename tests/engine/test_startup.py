@@ -1,6 +1,7 @@
 """The memory check at start."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from vllm import LLM
 
 from tests.engine.inspection import runner_of
 from vllm_sparsed.attention import pattern_store
+from vllm_sparsed.attention.metadata import SparsedMetadata
+from vllm_sparsed.worker import startup
 from vllm_sparsed.worker.model_runner import DenoisingModelRunner
 from vllm_sparsed.worker.startup import StartupError, measure_memory
 
@@ -70,6 +73,8 @@ def test_the_whole_batch_is_run(
     """Every token of max_num_batched_tokens, in sequences no longer than the context."""
     runner = runner_of(engine("llada-mha"))
     run_model = runner.run_model
+    assert runner.store is not None
+    free = runner.store.num_free_rows
     lengths: list[int] = []
 
     def record(token_ids: torch.Tensor, positions: torch.Tensor, attention: object) -> torch.Tensor:
@@ -81,3 +86,64 @@ def test_the_whole_batch_is_run(
     measure_memory(runner, None)
     assert lengths
     assert max(lengths) == runner.settings.max_model_len
+    assert runner.store.num_free_rows == free
+
+
+@pytest.mark.parametrize("max_canvas", [None, 96])
+def test_the_measured_batch_builds_the_longest_pattern(
+    engine: Callable[[str], LLM], monkeypatch: pytest.MonkeyPatch, max_canvas: int | None
+) -> None:
+    """Its maps and its store rows are those of a request; the rows are free again afterwards."""
+    runner = runner_of(engine("llada-mha"))
+    assert runner.store is not None
+    server = replace(runner.settings.server, sparsed_max_canvas=max_canvas)
+    monkeypatch.setattr(runner, "settings", replace(runner.settings, server=server))
+    run_model = runner.run_model
+    batches: list[SparsedMetadata] = []
+
+    def record(
+        token_ids: torch.Tensor, positions: torch.Tensor, attention: dict[str, SparsedMetadata]
+    ) -> torch.Tensor:
+        batches.append(next(iter(attention.values())))
+        return run_model(token_ids, positions, attention)
+
+    monkeypatch.setattr(runner, "run_model", record)
+    runner.store.counts.zero_()
+    free = runner.store.num_free_rows
+    measure_memory(runner, None)
+    (batch,) = batches
+    (build,) = batch.builds
+    longest = runner.settings.max_model_len
+    assert (build.end, build.end - build.start) == (runner.settings.max_batch_tokens, longest)
+    assert build.canvas_len == (max_canvas or longest)
+    assert (build.block_size, build.select) == (16, 0.5)
+    counts = runner.store.counts[:, build.row_slots.long()]
+    assert counts.shape[1] == longest // 16
+    assert counts.min() > 0, "a pattern of every layer, row and head was built"
+    assert runner.store.num_free_rows == free
+
+
+def test_the_largest_pass_is_recorded(
+    engine: Callable[[str], LLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory is part of the measurement, and 32 graphs' own."""
+    runner = runner_of(engine("llada-mha"))
+    recorded: list[int] = []
+    outside = iter([1000, 3000, 3070])
+    monkeypatch.setattr(startup, "_bytes_outside_allocator", lambda: next(outside))
+
+    class Rerun:
+        def __init__(self, run: Callable[[], torch.Tensor]) -> None:
+            recorded.append(len(run()))
+
+        def replay(self) -> torch.Tensor:
+            raise AssertionError
+
+    runner.record_passes(700, Rerun)
+    try:
+        assert runner.graphs is not None
+        assert startup._record_largest_pass(runner, runner.graphs) == 32 * 70
+        assert recorded == [700, 699]
+        assert len(runner.graphs) == 2
+    finally:
+        runner.graphs = None

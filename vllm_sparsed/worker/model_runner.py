@@ -26,10 +26,14 @@ from vllm_sparsed.decoding.batch_decoder import BatchDecoder, DecodeRows
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.metrics import StepCounters
 from vllm_sparsed.settings import engine_settings
+from vllm_sparsed.worker.cuda_graphs import CudaGraph, PassGraphs, Recorder
+from vllm_sparsed.worker.density import kept_blocks, report_density
 from vllm_sparsed.worker.device_copy import to_device
 from vllm_sparsed.worker.packing import BatchPacker, PackedBatch, PackedSequence
 from vllm_sparsed.worker.request_state import RequestState
 from vllm_sparsed.worker.startup import fits_in_memory
+from vllm_sparsed.worker.step_rows import StepRows, hidden_rows
+from vllm_sparsed.worker.token_buffer import TokenBuffer
 
 logger = init_logger(__name__)
 
@@ -65,6 +69,9 @@ class DenoisingModelRunner:
         self.model: Any = None
         self.packer: BatchPacker
         self.decoder: BatchDecoder
+        self.graphs: PassGraphs | None = None
+        self._tokens = TokenBuffer(self.settings.max_batch_tokens, device)
+        self._step_rows = StepRows()
         self._counters: StepCounters | None = None
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
@@ -122,8 +129,17 @@ class DenoisingModelRunner:
                     store_gib,
                 )
         self.packer = BatchPacker(self.vllm_config, self.store, self.device)
+        if self.settings.graph_tokens and self.device.type == "cuda":
+            self.record_passes(self.settings.graph_tokens, CudaGraph)
         if first_rank and self.store is not None:
             self._counters = StepCounters.for_writing(self.vllm_config, "patterns")
+
+    def record_passes(self, max_tokens: int, record: Recorder) -> None:
+        """From now on record passes of up to so many tokens and replay them."""
+        layers = get_layers_from_vllm_config(self.vllm_config, Attention)
+        self.graphs = PassGraphs(
+            self.run_model, list(layers.values()), self._tokens.token_ids, max_tokens, record
+        )
 
     def execute_model(
         self,
@@ -159,60 +175,29 @@ class DenoisingModelRunner:
 
     def _denoise(self, states: Sequence[RequestState]) -> None:
         """Advance every request by one step; waits for the device once."""
-        candidates = [state.candidates() for state in states]
-        counts = [
-            state.num_to_unmask(len(positions))
-            for state, positions in zip(states, candidates, strict=True)
-        ]
+        counts = [state.num_to_unmask() for state in states]
         # A step that decides nothing and builds no pattern changes nothing: not computed.
         active = [i for i, state in enumerate(states) if counts[i] > 0 or state.builds_patterns()]
-        decided = {i: np.full(len(candidates[i]), -1, dtype=np.int64) for i in range(len(states))}
+        decided: dict[int, npt.NDArray[np.int64]] = {}
         if active:
-            rows = self._decode_rows(
-                [states[i] for i in active],
-                [candidates[i] for i in active],
-                [counts[i] for i in active],
+            tokens = self._forward_and_decode(
+                [states[i] for i in active], [counts[i] for i in active]
             )
-            tokens = self._forward_and_decode([states[i] for i in active], rows)
-            bounds = np.cumsum([len(candidates[i]) for i in active])[:-1]
-            decided.update(zip(active, np.split(tokens, bounds), strict=True))
+            start = 0
+            for i in active:
+                end = start + states[i].candidates.size
+                decided[i] = tokens[start:end]
+                start = end
         for i, state in enumerate(states):
-            state.commit(candidates[i], decided[i])
-
-    def _decode_rows(
-        self,
-        states: Sequence[RequestState],
-        candidates: Sequence[npt.NDArray[np.intp]],
-        counts: Sequence[int],
-    ) -> DecodeRows:
-        lengths = [len(positions) for positions in candidates]
-        params = [state.plan.parameters for state in states]
-        return DecodeRows(
-            request=np.repeat(np.arange(len(states), dtype=np.int32), lengths),
-            position=np.concatenate(candidates).astype(np.int32),
-            algs=tuple(p.alg for p in params),
-            temperature=np.array([s.params.temperature for s in states], dtype=np.float64),
-            top_p=np.array([s.params.top_p for s in states], dtype=np.float64),
-            top_k=np.array([s.params.top_k for s in states], dtype=np.int64),
-            alg_temp=np.array([p.alg_temp for p in params], dtype=np.float64),
-            seed=np.array([s.seed for s in states], dtype=np.int64),
-            step=np.array([s.step for s in states], dtype=np.int64),
-            num_to_unmask=np.array(counts, dtype=np.int64),
-            unmask_probability=np.array([s.unmask_probability() for s in states], dtype=np.float64),
-            cfg_scale=np.array([p.cfg_scale for p in params], dtype=np.float64),
-            logits_eos_inf=np.array([p.logits_eos_inf for p in params], dtype=np.bool_),
-            confidence_eos_eot_inf=np.array(
-                [p.confidence_eos_eot_inf for p in params], dtype=np.bool_
-            ),
-        )
+            state.commit(decided.get(i))
 
     def _forward_and_decode(
-        self, states: Sequence[RequestState], rows: DecodeRows
+        self, states: Sequence[RequestState], counts: Sequence[int]
     ) -> npt.NDArray[np.int64]:
         """Run the passes and decide.
 
         Returns:
-            int64 [rows]: the token each candidate is decided to be, or -1.
+            int64 [rows]: the token each candidate is decided to be, or -1, request by request.
         """
         building = [state for state in states if state.builds_patterns()]
         for state in building:
@@ -226,35 +211,46 @@ class DenoisingModelRunner:
                 in_turn = state.plan.reserved_tokens < 2 * state.plan.seq_len
                 (second if in_turn else first).append((state, 1))
 
-        passes = [sequences for sequences in (first, second) if sequences]
-        guided = rows.cfg_scale > 0
-        guided_rows = np.flatnonzero(guided[rows.request])
-        hidden: torch.Tensor | None = None
+        batch = self.packer.pack(first, 0)
+        self._tokens.fill(batch, 0)
+        output = self.run_pass(batch)
+        # The device works: what the host prepares from here on costs no time.
+        rows = self._step_rows.decode_rows(states, counts)
+        shift = 1 if self.model.logit_shift else 0
+        source = hidden_rows(batch.starts, states, rows, 0, shift)
+        hidden = output[to_device(source, self.device)]
+        guided_rows = np.flatnonzero((rows.cfg_scale > 0)[rows.request])
         unconditional: torch.Tensor | None = None
-        for index, sequences in enumerate(passes):
-            batch = self.packer.pack(sequences, index)
-            output = self._forward(batch)
-            if hidden is None:
-                hidden = output[self._hidden_rows(batch, states, rows, 0)]
-                if guided_rows.size:
-                    unconditional = hidden.new_empty((guided_rows.size, hidden.shape[1]))
+        if guided_rows.size:
+            unconditional = hidden.new_empty((guided_rows.size, hidden.shape[1]))
+            self._take_unconditional(unconditional, output, batch, states, rows, guided_rows)
+        del output
+        if second:
+            batch = self.packer.pack(second, 1)
+            self._tokens.fill(batch, 1)
+            output = self.run_pass(batch)
             if unconditional is not None:
-                in_pass = np.array([(s.request_id, 1) in batch.starts for s in states])
-                chosen = np.flatnonzero(in_pass[rows.request[guided_rows]])
-                unconditional[to_device(chosen, self.device)] = output[
-                    self._hidden_rows(batch, states, rows, 1, guided_rows[chosen])
-                ]
+                self._take_unconditional(unconditional, output, batch, states, rows, guided_rows)
             del output
-        assert hidden is not None
-        tokens = self.decoder.decode(rows, hidden, unconditional, self.model.compute_logits)
-        kept = self._kept_blocks(building)
-        result = torch.cat([tokens, kept]).cpu().numpy()
-        self._report_density(building, result[len(tokens) :])
-        return result[: len(tokens)]
 
-    def _forward(self, batch: PackedBatch) -> torch.Tensor:
-        """Hidden states [tokens, hidden_size] of one pass."""
-        token_ids = to_device(batch.token_ids(), self.device)
+        tokens = self.decoder.decode(rows, hidden, unconditional, self.model.compute_logits)
+        num_rows = len(tokens)
+        if building and self.store is not None:
+            # One copy for both: it waits for the device.
+            tokens = torch.cat([tokens, kept_blocks(building, self.store)])
+        result: npt.NDArray[np.int64] = tokens.cpu().numpy()
+        if building and self.store is not None:
+            report_density(building, result[num_rows:], self.store, self._counters)
+        return result[:num_rows]
+
+    def run_pass(self, batch: PackedBatch) -> torch.Tensor:
+        """Hidden states [tokens, hidden_size] of a batch whose tokens have been copied, valid until
+        the next pass."""
+        if self.graphs is not None:
+            output = self.graphs.run(batch)
+            if output is not None:
+                return output
+        token_ids = self._tokens.token_ids[: batch.num_tokens]
         return self.run_model(token_ids, batch.positions, batch.attention)
 
     def run_model(
@@ -273,62 +269,26 @@ class DenoisingModelRunner:
             output: torch.Tensor = self.model(input_ids=token_ids, positions=positions)
         return output
 
-    def _hidden_rows(
+    def _take_unconditional(
         self,
+        unconditional: torch.Tensor,
+        output: torch.Tensor,
         batch: PackedBatch,
         states: Sequence[RequestState],
         rows: DecodeRows,
-        sequence: int,
-        subset: npt.NDArray[np.intp] | None = None,
-    ) -> torch.Tensor:
-        """Packed rows whose hidden states decide the candidates (all, or a subset of them).
-
-        Dream's logits are shifted: row p - 1 decides position p, and row 0 is used twice.
-        """
-        starts = np.array(
-            [batch.starts.get((state.request_id, sequence), 0) for state in states], dtype=np.int64
-        )
-        request, position = rows.request, rows.position
-        if subset is not None:
-            request, position = request[subset], position[subset]
+        guided_rows: npt.NDArray[np.intp],
+    ) -> None:
+        """Copy the guidance sequences' hidden states that a pass has, one per guided row."""
+        in_pass = np.array([(state.request_id, 1) in batch.starts for state in states])
+        chosen = np.flatnonzero(in_pass[rows.request[guided_rows]])
         shift = 1 if self.model.logit_shift else 0
-        return to_device(starts[request] + np.maximum(position - shift, 0), self.device)
+        source = hidden_rows(batch.starts, states, rows, 1, shift, guided_rows[chosen])
+        unconditional[to_device(chosen, self.device)] = output[to_device(source, self.device)]
 
     def _allocate_patterns(self, state: RequestState) -> None:
         assert self.store is not None
         rows = state.plan.pattern_rows // state.plan.num_sequences
         state.row_slots = [self.store.allocate(rows) for _ in range(state.plan.num_sequences)]
-
-    def _kept_blocks(self, building: Sequence[RequestState]) -> torch.Tensor:
-        """int64 [building requests]: key blocks their new patterns keep, over layers and heads."""
-        if not building or self.store is None:
-            return torch.empty(0, dtype=torch.int64, device=self.device)
-        kept = []
-        for state in building:
-            rows = to_device(np.concatenate(state.row_slots).astype(np.int64), self.device)
-            kept.append(self.store.counts[:, rows].sum(dtype=torch.int64))
-        return torch.stack(kept)
-
-    def _report_density(
-        self, building: Sequence[RequestState], kept: npt.NDArray[np.int64]
-    ) -> None:
-        if self.store is None:
-            return
-        per_row = self.store.counts.shape[0] * self.store.counts.shape[2]
-        for state, kept_blocks in zip(building, kept.tolist(), strict=True):
-            plan = state.plan
-            num_blocks = plan.pattern_rows // plan.num_sequences
-            candidates = plan.pattern_rows * num_blocks * per_row
-            logger.debug(
-                "Request %s: density %.4f over %d x %d blocks of %d tokens",
-                state.request_id,
-                kept_blocks / candidates,
-                num_blocks,
-                num_blocks,
-                plan.parameters.sparsed_block_size,
-            )
-            if self._counters is not None:
-                self._counters.add(0, 0, kept_blocks, candidates)
 
     # What vLLM's worker asks of a runner, where denoising has little or nothing to answer.
 
@@ -366,6 +326,9 @@ class DenoisingModelRunner:
         reload_weights(
             self.vllm_config, self.model, weights_iterator, weights_path, is_checkpoint_format
         )
+        if self.graphs is not None:
+            # Quantized weights may have new places.
+            self.graphs.clear()
 
     def reset_mm_cache(self) -> None:
         """No multi-modal inputs."""
@@ -379,6 +342,7 @@ class DenoisingModelRunner:
     def shutdown(self) -> None:
         """Free the device's memory."""
         self.requests.clear()
+        self.graphs = None
         self.store = None
         self.model = None
         gc.collect()

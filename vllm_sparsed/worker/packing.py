@@ -1,7 +1,9 @@
 """Packs the sequences of one forward pass into vLLM's batch layout."""
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,11 @@ PackedSequence = tuple[RequestState, int]
 """A request and which of its sequences: 0 conditional, 1 unconditional (guidance)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class PackedBatch:
     """Sequences side by side, in the order of their attention phases.
+
+    One object is used for as long as sequences and phases stay, and compared by identity.
 
     Attributes:
         sequences: in packed order.
@@ -38,9 +42,10 @@ class PackedBatch:
     positions: torch.Tensor
     attention: dict[str, Any]
 
-    def token_ids(self) -> npt.NDArray[np.int32]:
-        """int32 [tokens]: the present tokens of all sequences."""
-        return np.concatenate([state.sequence_tokens(index) for state, index in self.sequences])
+    def write_token_ids(self, out: npt.NDArray[np.int32]) -> None:
+        """Write the present tokens of all sequences to int32 [tokens]."""
+        tokens = [state.sequence_tokens(index) for state, index in self.sequences]
+        np.concatenate(tokens, out=out)
 
 
 class BatchPacker:
@@ -63,7 +68,7 @@ class BatchPacker:
         )
         self._store = store
         self._device = device
-        self._last: dict[int, tuple[tuple[tuple[int, int], ...], PackedBatch]] = {}
+        self._last: dict[int, tuple[list[tuple[int, int]], PackedBatch]] = {}
 
     def pack(self, sequences: Sequence[PackedSequence], pass_index: int) -> PackedBatch:
         """Pack sequences for one pass.
@@ -72,39 +77,51 @@ class BatchPacker:
             sequences: in any order.
             pass_index: which pass of the step; each keeps a batch of its own.
         """
-        phases = [state.phase(index) for state, index in sequences]
-        order = sorted(range(len(sequences)), key=lambda i: phases[i].order)
-        packed = tuple(sequences[i] for i in order)
-        orders = tuple(phases[i].order for i in order)
+        orders = [state.attention_order() for state, _ in sequences]
+        if any(a > b for a, b in pairwise(orders)):
+            by_order = sorted(range(len(sequences)), key=orders.__getitem__)
+            sequences = [sequences[i] for i in by_order]
+            orders = [orders[i] for i in by_order]
         last = self._last.get(pass_index)
-        if last is None or last[0] != orders or last[1].sequences != packed:
-            batch = self._build(packed, [phases[i] for i in order])
-            last = self._last[pass_index] = (orders, batch)
+        if last is None or last[0] != orders or list(last[1].sequences) != list(sequences):
+            phases = [state.phase(index) for state, index in sequences]
+            last = self._last[pass_index] = (orders, self._build(sequences, phases))
         return last[1]
 
     def _build(
         self, sequences: Sequence[PackedSequence], phases: Sequence[SequencePhase]
     ) -> PackedBatch:
-        lengths = np.array([state.plan.seq_len for state, _ in sequences], dtype=np.int32)
-        metadata = self._metadata(lengths, phases)
-        starts = metadata.query_start_loc_cpu.tolist()
-        assert metadata.positions is not None
-        attention = self._builder.build(0, metadata)
-        return PackedBatch(
+        lengths = [state.plan.seq_len for state, _ in sequences]
+        starts = itertools.accumulate(lengths, initial=0)
+        return replace(
+            self.batch(lengths, phases),
             sequences=tuple(sequences),
-            starts={(s.request_id, i): starts[n] for n, (s, i) in enumerate(sequences)},
-            num_tokens=metadata.num_actual_tokens,
-            positions=metadata.positions,
-            attention=dict.fromkeys(self._layer_names, attention),
+            starts={
+                (s.request_id, i): start for (s, i), start in zip(sequences, starts, strict=False)
+            },
         )
 
     def dense_batch(self, lengths: Sequence[int]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Positions and attention metadata of a batch of dense sequences, to measure memory."""
-        phases = [SequencePhase(canvas_len=length) for length in lengths]
+        """Positions and attention metadata of dense sequences that belong to no request."""
+        batch = self.batch(lengths, [SequencePhase(canvas_len=length) for length in lengths])
+        return batch.positions, batch.attention
+
+    def batch(self, lengths: Sequence[int], phases: Sequence[SequencePhase]) -> PackedBatch:
+        """Sequences that belong to no request.
+
+        Args:
+            lengths: tokens of each sequence.
+            phases: how each attends, in the order of `SequencePhase.order`.
+        """
         metadata = self._metadata(np.array(lengths, dtype=np.int32), phases)
-        attention = self._builder.build(0, metadata)
         assert metadata.positions is not None
-        return metadata.positions, dict.fromkeys(self._layer_names, attention)
+        return PackedBatch(
+            sequences=(),
+            starts={},
+            num_tokens=metadata.num_actual_tokens,
+            positions=metadata.positions,
+            attention=dict.fromkeys(self._layer_names, self._builder.build(0, metadata)),
+        )
 
     def _metadata(
         self, lengths: npt.NDArray[np.int32], phases: Sequence[SequencePhase]

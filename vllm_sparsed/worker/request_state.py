@@ -1,6 +1,5 @@
 """What the model runner remembers of one request between denoising steps."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +29,8 @@ class RequestState:
         block: index of the current semi-autoregressive block.
         block_step: steps done within it.
         block_masks: masked positions it started with.
+        candidates: positions that may be unmasked in this step, ascending: the masked ones of the
+            current block. A mask token inside the prompt is decided with the first block.
         num_sent: canvas tokens already handed to the client.
         row_slots: rows of the pattern store of each sequence, empty until the patterns are built.
     """
@@ -47,6 +48,7 @@ class RequestState:
     block: int = 0
     block_step: int = 0
     block_masks: int = 0
+    candidates: npt.NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
     row_slots: list[list[int]] = field(default_factory=list)
 
     @classmethod
@@ -73,22 +75,11 @@ class RequestState:
         state._start_block(0)
         return state
 
-    def candidates(self) -> npt.NDArray[np.intp]:
-        """Positions that may be unmasked in this step, ascending.
-
-        They are the masked ones of the current block; a mask token inside the prompt is decided
-        with the first block.
-        """
-        block = self.plan.blocks[self.block]
-        start = 0 if self.block == 0 else self.plan.prompt_len + block.start
-        end = self.plan.prompt_len + block.end
-        return np.flatnonzero(self.tokens[start:end] == self.mask_token_id) + start
-
-    def num_to_unmask(self, num_candidates: int) -> int:
+    def num_to_unmask(self) -> int:
         """How many of the candidates this step decides."""
         return self.decoder.num_to_unmask(
             self.block_masks,
-            num_candidates,
+            self.candidates.size,
             self.block_step,
             self.plan.blocks[self.block].steps,
             self.plan.parameters.eps,
@@ -125,10 +116,28 @@ class RequestState:
             return self.tokens
         return np.where(self.given, np.int32(self.mask_token_id), self.tokens)
 
-    def commit(self, positions: npt.NDArray[np.intp], tokens: npt.NDArray[np.int64]) -> None:
-        """Write the step's decisions (-1: none at this position) and go on to the next step."""
-        decided = tokens >= 0
-        self.tokens[positions[decided]] = tokens[decided]
+    def attention_order(self) -> tuple[int, int]:
+        """`SequencePhase.order` of the sequences in this step."""
+        pattern_step = self.plan.pattern_step
+        if pattern_step < 0 or self.step < pattern_step:
+            return (0, 0)
+        if self.step == pattern_step:
+            return (1, 0)
+        return (2, self.plan.parameters.sparsed_block_size)
+
+    def commit(self, tokens: npt.NDArray[np.int64] | None) -> None:
+        """Write the step's decisions and go on to the next step.
+
+        Args:
+            tokens: int64, what each candidate is decided to be, or -1; None: the step decided
+            nothing.
+        """
+        if tokens is not None:
+            decided = tokens >= 0
+            self.tokens[self.candidates[decided]] = tokens[decided]
+            # A position that is decided to be the mask token stays one.
+            still_masked = self.tokens[self.candidates] == self.mask_token_id
+            self.candidates = self.candidates[still_masked]
         self.step += 1
         self.block_step += 1
         if self.block_step == self.plan.blocks[self.block].steps:
@@ -143,20 +152,24 @@ class RequestState:
         A token never changes once it is decided, and a mask of a finished block stays one; so the
         final prefix ends before the first mask of the current or a later block.
         """
-        canvas = self.tokens[self.plan.prompt_len :]
+        prompt_len = self.plan.prompt_len
         if self.block == len(self.plan.blocks):
-            end = len(canvas)
+            end = self.plan.canvas_len
         else:
-            start = self.plan.blocks[self.block].start
-            masked = np.flatnonzero(canvas[start:] == self.mask_token_id)
-            end = start + int(masked[0]) if masked.size else len(canvas)
+            end = self.plan.blocks[self.block].end
+            # Candidates inside the prompt come first and hold nothing back.
+            first = int(self.candidates.searchsorted(prompt_len))
+            if first < self.candidates.size:
+                end = int(self.candidates[first]) - prompt_len
         if end <= self.num_sent:
             return []
-        output: Sequence[int] = canvas[self.num_sent : end].tolist()
+        output: list[int] = self.tokens[prompt_len + self.num_sent : prompt_len + end].tolist()
         self.num_sent = end
-        return list(output)
+        return output
 
-    def _start_block(self, block: int) -> None:
-        self.block = block
-        self.block_step = 0
-        self.block_masks = len(self.candidates())
+    def _start_block(self, index: int) -> None:
+        block, prompt_len = self.plan.blocks[index], self.plan.prompt_len
+        start = prompt_len + block.start if index else 0
+        masked = self.tokens[start : prompt_len + block.end] == self.mask_token_id
+        self.candidates = masked.nonzero()[0] + start
+        self.block, self.block_step, self.block_masks = index, 0, self.candidates.size

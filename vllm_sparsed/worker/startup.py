@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from vllm.utils.mem_utils import format_gib
 
+from vllm_sparsed.attention.metadata import SequencePhase
 from vllm_sparsed.decoding.batch_decoder import DecodeRows
 from vllm_sparsed.kernels import block_sparse_attention, pattern_building
 from vllm_sparsed.logger import init_logger
+from vllm_sparsed.worker.cuda_graphs import MAX_GRAPHS, PassGraphs
+from vllm_sparsed.worker.packing import PackedBatch
 
 if TYPE_CHECKING:
     from vllm_sparsed.worker.model_runner import DenoisingModelRunner
@@ -45,7 +48,8 @@ def measure_memory(runner: DenoisingModelRunner, limit_bytes: int | None) -> int
             machine's.
 
     Returns:
-        Peak bytes allocated on the device (0 on CPUs, where nobody counts them).
+        Peak bytes on the device, what all CUDA graphs may take included (0 on CPUs, where nobody
+        counts them).
 
     Raises:
         StartupError: the batch does not fit.
@@ -54,19 +58,24 @@ def measure_memory(runner: DenoisingModelRunner, limit_bytes: int | None) -> int
     if on_device:
         torch.accelerator.reset_peak_memory_stats()
     batch = f"A full batch of max_num_batched_tokens={runner.settings.max_batch_tokens} tokens"
+    graph_bytes = 0
     with fits_in_memory(batch):
         _largest_batch(runner)
+        if runner.graphs is not None:
+            graph_bytes = _record_largest_pass(runner, runner.graphs)
     if not on_device:
         return 0
     torch.accelerator.synchronize()
-    peak = torch.accelerator.max_memory_allocated()
+    peak = torch.accelerator.max_memory_allocated() + graph_bytes
     torch.accelerator.empty_cache()
     logger.info(
-        "Peak memory of a full batch of %d tokens: %s GiB (weights %s GiB, pattern store %s GiB)",
+        "Peak memory of a full batch of %d tokens: %s GiB (weights %s GiB, pattern store %s GiB, "
+        "CUDA graphs %s GiB beside their activations)",
         runner.settings.max_batch_tokens,
         format_gib(peak),
         format_gib(runner.model_memory_usage),
         format_gib(runner.store.num_bytes if runner.store else 0),
+        format_gib(graph_bytes),
     )
     if limit_bytes is not None and peak > limit_bytes:
         needs = f"needs {format_gib(peak)} GiB of {format_gib(limit_bytes)} GiB allowed"
@@ -92,26 +101,84 @@ def fits_in_memory(what: str) -> Iterator[None]:
 
 
 def _largest_batch(runner: DenoisingModelRunner) -> None:
+    """A full batch of which one of the longest sequences builds its patterns: layers take their
+    sequences one by one, so more that build would need no more."""
     settings = runner.settings
     total = settings.max_batch_tokens
     longest = settings.max_model_len
     if runner.device.type == "cpu":
         longest = min(longest, _CPU_SEQUENCE)
-    lengths = [longest] * (total // longest) + ([total % longest] if total % longest else [])
-    token_ids = torch.full((total,), settings.mask_token_id, dtype=torch.int32)
-    positions, attention = runner.packer.dense_batch(lengths)
-    output = runner.run_model(token_ids.to(runner.device), positions, attention)
+    lengths = _lengths(total, longest)
+    phases = [SequencePhase(canvas_len=length) for length in lengths]
+    row_slots: list[int] = []
+    if runner.store is not None:
+        block_size = runner.store.size.block_size
+        row_slots = runner.store.allocate(-(-longest // block_size))
+        phases[-1] = SequencePhase(
+            canvas_len=min(longest, settings.server.sparsed_max_canvas or longest),
+            block_size=block_size,
+            select=settings.server.defaults.sparsed_select,
+            builds=True,
+            row_slots=row_slots,
+        )
+    try:
+        output = _run(runner, runner.packer.batch(lengths, phases))
+    finally:
+        if runner.store is not None:
+            runner.store.release(row_slots)
 
     # Every position may be a candidate; two chunks of logits show the peak of any number of them.
     hidden = output[torch.arange(total, device=runner.device)]
     num_rows = min(total, 2 * runner.max_chunk_rows)
-    rows = _costliest_rows(num_rows)
     hidden = hidden[:num_rows]
-    runner.decoder.decode(rows, hidden, hidden, runner.model.compute_logits)
+    # Every option that takes memory: guidance, sampling, top-p and entropy.
+    costliest = _rows(num_rows, "entropy", temperature=1.0, top_p=0.9, cfg_scale=1.0)
+    runner.decoder.decode(costliest, hidden, hidden, runner.model.compute_logits)
+    # What most requests ask for, so that the first of them waits for no compiler.
+    for temperature in (0.0, 1.0):
+        rows = _rows(1, settings.server.defaults.alg, temperature=temperature)
+        runner.decoder.decode(rows, hidden[:1], None, runner.model.compute_logits)
 
 
-def _costliest_rows(num_rows: int) -> DecodeRows:
-    """One request with every option that takes memory: guidance, sampling, top-p and entropy."""
+def _lengths(total: int, longest: int) -> list[int]:
+    """Sequences of so many tokens in all, the longest ones last."""
+    return ([total % longest] if total % longest else []) + [longest] * (total // longest)
+
+
+def _run(runner: DenoisingModelRunner, batch: PackedBatch) -> torch.Tensor:
+    mask = runner.settings.mask_token_id
+    token_ids = torch.full((batch.num_tokens,), mask, dtype=torch.int32)
+    return runner.run_model(token_ids.to(runner.device), batch.positions, batch.attention)
+
+
+def _record_largest_pass(runner: DenoisingModelRunner, graphs: PassGraphs) -> int:
+    """Record the largest pass, so that its activations count as allocated.
+
+    Returns:
+        Bytes that all graphs together may take outside PyTorch's allocator.
+    """
+    total = min(graphs.max_tokens, runner.settings.max_batch_tokens)
+    before = 0
+    # The first graph pays for what all share: the bytes of the second are those of each.
+    for num_tokens in (total, max(1, total - 1)):
+        lengths = _lengths(num_tokens, min(num_tokens, runner.settings.max_model_len))
+        batch = runner.packer.batch(lengths, [SequencePhase(canvas_len=n) for n in lengths])
+        _run(runner, batch)
+        before = _bytes_outside_allocator()
+        graphs.capture(batch)
+    return MAX_GRAPHS * max(0, _bytes_outside_allocator() - before)
+
+
+def _bytes_outside_allocator() -> int:
+    torch.accelerator.synchronize()
+    free, total = torch.cuda.mem_get_info()
+    return int(total - free - torch.cuda.memory_reserved())
+
+
+def _rows(
+    num_rows: int, alg: str, *, temperature: float, top_p: float = 1.0, cfg_scale: float = 0.0
+) -> DecodeRows:
+    """Candidates of one request, of which one is unmasked."""
 
     def one(value: float, dtype: type) -> np.ndarray:
         return np.array([value], dtype=dtype)
@@ -119,16 +186,16 @@ def _costliest_rows(num_rows: int) -> DecodeRows:
     return DecodeRows(
         request=np.zeros(num_rows, dtype=np.int32),
         position=np.arange(num_rows, dtype=np.int32),
-        algs=("entropy",),
-        temperature=one(1.0, np.float64),
-        top_p=one(0.9, np.float64),
+        algs=(alg,),
+        temperature=one(temperature, np.float64),
+        top_p=one(top_p, np.float64),
         top_k=one(0, np.int64),
         alg_temp=one(0.0, np.float64),
         seed=one(0, np.int64),
         step=one(0, np.int64),
         num_to_unmask=one(1, np.int64),
         unmask_probability=one(1.0, np.float64),
-        cfg_scale=one(1.0, np.float64),
+        cfg_scale=one(cfg_scale, np.float64),
         logits_eos_inf=one(0, np.bool_),
         confidence_eos_eot_inf=one(0, np.bool_),
     )
