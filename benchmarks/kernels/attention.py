@@ -1,32 +1,33 @@
 """Speed of the block-sparse attention against dense and sparse peers.
 
-    python -m benchmarks.kernels.attention              the quick set, under two minutes on an H200
-    python -m benchmarks.kernels.attention --full       every length, block size and density
-    python -m benchmarks.kernels.attention --small      three tiny cases, for a CPU
+    python -m benchmarks.kernels.attention               the usual set, in order of importance
+    python -m benchmarks.kernels.attention --full        every length, block size and density
+    python -m benchmarks.kernels.attention --small       three tiny cases, for a CPU
+    python -m benchmarks.kernels.attention --minutes 2.5 --lengths 65536 --resume
 
 Every provider is checked against float64 before it is timed, and all run in one process. TFLOP/s
 count the kept blocks of sparse providers and all blocks of dense ones. The floor is what the kept
 blocks' products alone would take at the rate of a large matrix product, measured in the same run.
 Dense attention does not depend on the pattern: it is timed once for each shape and length. What has
-to compile for every shape (FlexAttention) comes last, so that a time budget cuts that alone.
+to compile for every shape (FlexAttention) comes last, so that a time budget cuts that first. Each
+row is written as soon as it is measured; `--resume` keeps the rows of a folder and measures what
+they lack. A provider that this machine does not have is named, in the output and in the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch.nn.attention import SDPBackend
 
-from benchmarks.kernels import dense_providers, sparse_providers
-from benchmarks.kernels.cases import FULL, QUICK, SMALL, Case, unique
-from benchmarks.kernels.dense_providers import Run
+from benchmarks.kernels.cases import FULL, SMALL, USUAL, Case, unique
 from benchmarks.kernels.inputs import Inputs, verify
+from benchmarks.kernels.providers import ON_CPU, PROVIDERS
+from benchmarks.measuring.deadline import Deadline
 from benchmarks.measuring.environment import headline
 from benchmarks.measuring.rows import DEFAULT_FOLDER, RowFile, reason
 from benchmarks.measuring.timing import synchronize, time_calls
@@ -37,138 +38,83 @@ COLUMNS: Final = (
     *("tokens", "block_size", "select", "density", "provider", "kind", "ms_p20", "ms", "ms_p80"),
     *("tflops", "error", "prepare_s", "note"),
 )
-QUICK_BUDGET: Final = 100.0
-"""Seconds after which the quick set prepares no provider any more that compiles for each shape."""
-
 FLOOR: Final = "floor (matrix product)"
-
-
-def _needs_cuda(case: Case, device: str) -> str:
-    return "" if device == "cuda" else "needs a CUDA device"
-
-
-def _half_on_cuda(case: Case, device: str) -> str:
-    if case.dtype == torch.float32 and device == "cuda":
-        return "not in float32"
-    return _needs_cuda(case, device)
-
-
-def _cudnn(case: Case, device: str) -> str:
-    return _half_on_cuda(case, device) or ("" if case.head_dim <= 128 else "head_dim above 128")
-
-
-def _flash_attention_4(case: Case, device: str) -> str:
-    problem = _half_on_cuda(case, device)
-    if not problem and torch.cuda.get_device_capability()[0] < 9:
-        problem = "needs compute capability 9.0"
-    if not problem and (case.block_size != 128 or case.head_dim != 128):
-        problem = "its tiles need blocks of 128 and head_dim 128"
-    return problem
-
-
-def _flex(case: Case, device: str) -> str:
-    if device == "cuda" and case.dtype == torch.float32:
-        return "not in float32"
-    return ""
-
-
-def _flex_full_blocks(case: Case, device: str) -> str:
-    if device == "cpu":
-        return "not compiled it ignores lists of full blocks"
-    return _flex(case, device) or ("blocks below its tiles" if case.block_size < 32 else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """One way to attend.
-
-    Attributes:
-        make: prepares inputs and returns what is timed.
-        sparse: whether it leaves out the blocks that are not kept.
-        refusal: why it does not serve a case on a device, "" where it does.
-        compiles: whether it compiles for every shape, which takes seconds.
-    """
-
-    make: Callable[[Inputs], Run]
-    sparse: bool
-    refusal: Callable[[Case, str], str] = lambda case, device: ""
-    compiles: bool = False
-
-
-PROVIDERS: Final = {
-    "ours": Provider(sparse_providers.ours, sparse=True),
-    "FlashAttention 3, dense": Provider(dense_providers.flash_attention_3, False, _half_on_cuda),
-    "FlashAttention 4, block-sparse": Provider(
-        sparse_providers.flash_attention_4, True, _flash_attention_4
-    ),
-    "FlashAttention 2, dense": Provider(
-        dense_providers.sdpa(SDPBackend.FLASH_ATTENTION), False, _half_on_cuda
-    ),
-    "cuDNN, dense": Provider(dense_providers.sdpa(SDPBackend.CUDNN_ATTENTION), False, _cudnn),
-    "xformers, dense": Provider(dense_providers.xformers_attention, False, _needs_cuda),
-    "PyTorch on CPU, dense": Provider(
-        dense_providers.sdpa(None), False, lambda case, device: "CPU only" * (device == "cuda")
-    ),
-    "FlexAttention, as released": Provider(
-        sparse_providers.flex_attention_as_released, True, _flex, compiles=True
-    ),
-    "FlexAttention, full blocks": Provider(
-        sparse_providers.flex_attention_full_blocks, True, _flex_full_blocks, compiles=True
-    ),
-}
-"""In the order of the table."""
 
 
 class Runner:
     """Measures providers on cases, one row each."""
 
-    def __init__(self, device: str, repetition_ms: float, budget_s: float = 0.0) -> None:
-        """Start the clock.
+    def __init__(
+        self,
+        device: str,
+        repetition_ms: float,
+        deadline: Deadline | None = None,
+        done: RowFile | None = None,
+    ) -> None:
+        """Prepare.
 
         Args:
             device: "cuda" or "cpu".
             repetition_ms: time to spend on the repetitions of one provider.
-            budget_s: after so many seconds providers that compile are skipped; 0: never.
+            deadline: after it nothing is measured any more.
+            done: rows that need not be measured again.
         """
         self.device = device
         self.repetition_ms = repetition_ms
-        self.budget_s = budget_s
-        self._started = time.perf_counter()
+        self.deadline = deadline or Deadline()
+        self._done = done
         self._dense_done: set[tuple[object, ...]] = set()
 
     def rows(self, cases: Sequence[Case], providers: Sequence[str]) -> Iterator[dict[str, Any]]:
         """All rows; those of providers that compile for every shape after all others."""
+        present = []
+        for name in providers:
+            absence = PROVIDERS[name].absent(self.device)
+            if absence:
+                yield {"case": "", "provider": name, "kind": _kind(name), "note": absence}
+            else:
+                present.append(name)
         rate = matrix_product_rate(self.device)
         for compiles in (False, True):
-            names = [name for name in providers if PROVIDERS[name].compiles == compiles]
-            ordered = sorted(cases, key=_importance) if compiles else cases
-            for case in ordered if names else ():
+            names = [name for name in present if PROVIDERS[name].compiles == compiles]
+            for case in cases if names else ():
+                wanted = [name for name in names if self._is_wanted(case, name)]
+                if not wanted:
+                    continue
                 torch.manual_seed(0)
                 x = Inputs.random(case, self.device)
-                if not compiles:
-                    yield self._floor(x, rate)
-                for name in names:
-                    if not PROVIDERS[name].sparse and (name, *case.dense_key) in self._dense_done:
-                        continue
-                    self._dense_done.add((name, *case.dense_key))
+                if not (compiles or self._is_done(case, FLOOR)):
+                    yield floor(x, rate)
+                for name in wanted:
                     yield self.measure(x, name)
                 del x
                 if self.device == "cuda":
                     torch.cuda.empty_cache()
 
+    def _is_wanted(self, case: Case, name: str) -> bool:
+        if not PROVIDERS[name].sparse:
+            if (name, *case.dense_key) in self._dense_done:
+                return False
+            self._dense_done.add((name, *case.dense_key))
+        return not self._is_done(case, name)
+
+    def _is_done(self, case: Case, name: str) -> bool:
+        if self._done is None:
+            return False
+        of_case: dict[str, object] = {"case": case.label}
+        if name in PROVIDERS and not PROVIDERS[name].sparse:
+            told = describe(case)
+            of_case = {key: told[key] for key in ("shape", "lengths", "head_dim", "dtype")}
+        return self._done.holds("ms", provider=name, **of_case)
+
     def measure(self, x: Inputs, name: str) -> dict[str, Any]:
         """Check one provider and time it; its note says why there is no time."""
         provider = PROVIDERS[name]
         density = x.density if provider.sparse else 1.0
-        row = describe(x.case) | {
-            "provider": name,
-            "kind": "sparse" if provider.sparse else "dense",
-            "density": density,
-        }
+        row = describe(x.case) | {"provider": name, "kind": _kind(name), "density": density}
         refusal = provider.refusal(x.case, self.device)
-        elapsed = time.perf_counter() - self._started
-        if not refusal and provider.compiles and 0 < self.budget_s < elapsed:
-            refusal = f"skipped: the time budget of {self.budget_s:.0f} s is used up"
+        if not refusal and self.deadline.passed:
+            refusal = self.deadline.note
         if refusal:
             return row | {"note": refusal}
         started = time.perf_counter()
@@ -185,20 +131,17 @@ class Runner:
         rate = {"tflops": x.flops(density) / ms.p50 / 1e9}
         return row | times | rate | {"error": error, "prepare_s": prepared}
 
-    def _floor(self, x: Inputs, rate: float) -> dict[str, Any]:
-        return describe(x.case) | {
-            "provider": FLOOR,
-            "kind": "floor",
-            "density": x.density,
-            "ms": x.flops(x.density) / rate * 1e3,
-            "tflops": rate / 1e12,
-            "note": "computed: kept FLOPs at the measured rate of a large matrix product",
-        }
 
-
-def _importance(case: Case) -> tuple[bool, bool, bool, int]:
-    """Sort key of cases whose providers compile: what a budget should leave out comes last."""
-    return (case.block_size != 128, case.shape != "llada", len(case.lengths) > 1, -case.num_tokens)
+def floor(x: Inputs, rate: float) -> dict[str, Any]:
+    """The row of what no kernel can be faster than."""
+    return describe(x.case) | {
+        "provider": FLOOR,
+        "kind": "floor",
+        "density": x.density,
+        "ms": x.flops(x.density) / rate * 1e3,
+        "tflops": rate / 1e12,
+        "note": "computed: kept FLOPs at the measured rate of a large matrix product",
+    }
 
 
 def matrix_product_rate(device: str) -> float:
@@ -231,51 +174,73 @@ def describe(case: Case) -> dict[str, Any]:
 def line(row: dict[str, Any]) -> str:
     """One row as a line of the printed table."""
     times = [f"{row[name]:.3f}" if name in row else "-" for name in ("ms_p20", "ms", "ms_p80")]
+    density = f"{row['density']:.4f}" if "density" in row else "-"
     rate = f"{row['tflops']:.0f}" if "tflops" in row else "-"
     note = "" if row["kind"] == "floor" else row.get("note", "")
     return (
-        f"{row['case']:24} {row['provider']:31} {row['density']:7.4f} "
+        f"{row['case']:24} {row['provider']:31} {density:>7} "
         f"{times[0]:>9} {times[1]:>9} {times[2]:>9} {rate:>8} {note}"
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command."""
+def _kind(name: str) -> str:
+    return "sparse" if PROVIDERS[name].sparse else "dense"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; `device` and `chosen`, the cases, are filled in."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--full", action="store_true", help="every length, block and density")
     which.add_argument("--small", action="store_true", help="three tiny cases, for a CPU")
     parser.add_argument("--cases", nargs="+", default=[], help="only cases whose label holds this")
-    parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
+    parser.add_argument("--lengths", type=int, nargs="+", help="only single requests so long")
+    parser.add_argument("--providers", nargs="+", choices=PROVIDERS, help="default: all")
     parser.add_argument("--repetition-ms", type=float, default=None, help="per provider and case")
-    parser.add_argument("--budget", type=float, default=None, help="seconds; 0: no limit")
+    parser.add_argument("--minutes", type=float, help="measure nothing more after so many")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: what is there")
     parser.add_argument("--output", type=Path, default=DEFAULT_FOLDER, help="folder of the CSV")
-    options = parser.parse_args(arguments)
-
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cpu" and not options.small:
-        parser.error("only --small runs on a CPU")
-    cases = unique(SMALL if options.small else FULL if options.full else QUICK)
-    if options.cases:
-        cases = [case for case in cases if any(part in case.label for part in options.cases)]
-    if not cases:
-        parser.error(f"--cases {' '.join(options.cases)}: no case has such a label")
-    budget = 0.0 if options.full else QUICK_BUDGET
-    repetition = 5.0 if options.small else 100.0
-    runner = Runner(
-        device,
-        repetition if options.repetition_ms is None else options.repetition_ms,
-        budget if options.budget is None else options.budget,
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the folder's rows, measure what they lack"
     )
+    options = parser.parse_args(arguments)
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device == "cpu" and not options.small:
+        parser.error("only --small runs on a CPU")
+    if options.providers is None:
+        options.providers = [n for n in PROVIDERS if n != ON_CPU or options.device == "cpu"]
+    options.chosen = unique(SMALL if options.small else FULL if options.full else USUAL)
+    if options.cases:
+        options.chosen = [c for c in options.chosen if any(p in c.label for p in options.cases)]
+        if not options.chosen:
+            parser.error(f"--cases {' '.join(options.cases)}: no case has such a label")
+    if options.lengths:
+        wanted = [(length,) for length in options.lengths]
+        options.chosen = [case for case in options.chosen if case.lengths in wanted]
+        if not options.chosen:
+            parser.error(f"--lengths {' '.join(map(str, options.lengths))}: no case is so long")
+    if options.repetition_ms is None:
+        options.repetition_ms = 5.0 if options.small else 100.0
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    options = parse(arguments)
     started = time.perf_counter()
+    file = RowFile(options.output / FILE, COLUMNS, append=options.resume)
+    runner = Runner(
+        options.device,
+        options.repetition_ms,
+        Deadline(options.minutes),
+        file if options.resume else None,
+    )
     print(headline())
     print(
         f"{'case':24} {'provider':31} {'density':>7} {'p20 ms':>9} {'median ms':>9} "
         f"{'p80 ms':>9} {'TFLOP/s':>8}"
     )
-    file = RowFile(options.output / FILE, COLUMNS)
-    for row in runner.rows(cases, options.providers):
+    for row in runner.rows(options.chosen, options.providers):
         file.add(row)
         print(line(row), flush=True)
     print(f"{time.perf_counter() - started:.0f} s; rows in {file.path}")

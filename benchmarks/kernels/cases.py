@@ -72,9 +72,7 @@ def _short(length: int) -> str:
     return f"{length // 1024}k" if length % 1024 == 0 else str(length)
 
 
-def _blocks_and_lengths(
-    lengths: tuple[int, ...], blocks: tuple[int, ...] = (128, 64, 32)
-) -> list[Case]:
+def _by_length(blocks: tuple[int, ...], lengths: tuple[int, ...]) -> list[Case]:
     return [
         Case(shape, (length,), block)
         for block in blocks
@@ -83,28 +81,34 @@ def _blocks_and_lengths(
     ]
 
 
-def _density_sweep(length: int, shares: tuple[float, ...]) -> list[Case]:
-    return [Case("llada", (length,), select=share) for share in shares]
+def _by_share(length: int, shares: tuple[float, ...], block_size: int = 128) -> list[Case]:
+    return [Case("llada", (length,), block_size, share) for share in shares]
 
-
-QUICK: Final = (
-    *_blocks_and_lengths((4096, 16384, 65536)),
-    *_density_sweep(16384, (0.1, 0.2, 0.5, 0.7, 1.0)),
-    Case("llada", MIXED),
-)
 
 _TENTHS: Final = tuple(i / 10 for i in range(1, 11))
+_FEW_SHARES: Final = (0.1, 0.5, 1.0)
+_MAIN_LENGTHS: Final = (65536, 16384, 4096)
+_SMALL_BLOCKS: Final = (64, 32)
+
+USUAL: Final = (
+    *_by_length((128,), _MAIN_LENGTHS),
+    *_by_length(_SMALL_BLOCKS, _MAIN_LENGTHS),
+    *(Case(shape, MIXED) for shape in ("llada", "dream")),
+    *_by_share(16384, _TENTHS),
+    *_by_length((128,), (1024, 2048, 8192, 32768)),
+    *(case for block in _SMALL_BLOCKS for case in _by_share(16384, _FEW_SHARES, block)),
+    *_by_share(65536, _FEW_SHARES),
+    *_by_length((128,), (131072,)),
+)
+"""In order of importance: a time budget cuts from the end."""
 
 FULL: Final = (
-    *_blocks_and_lengths(LENGTHS),
-    *(case for n in (4096, 16384, 65536) for case in _density_sweep(n, _TENTHS)),
-    *(
-        Case("llada", (length,), block, select)
-        for length in (4096, 16384)
-        for block in (64, 32)
-        for select in (0.1, 0.5, 1.0)
-    ),
-    *(Case(shape, MIXED, block) for shape in ("llada", "dream") for block in (128, 64, 32)),
+    *USUAL,
+    *_by_length((128, *_SMALL_BLOCKS), LENGTHS),
+    *_by_share(4096, _TENTHS),
+    *_by_share(65536, _TENTHS),
+    *(case for block in _SMALL_BLOCKS for case in _by_share(4096, _FEW_SHARES, block)),
+    *(Case(shape, MIXED, block) for shape in ("llada", "dream") for block in _SMALL_BLOCKS),
     Case("llada", (4096,), 16),
     *(Case("llada", (16384,), head_dim=dim) for dim in (64, 96, 256)),
     Case("llada", (4096,), dtype=torch.float32),

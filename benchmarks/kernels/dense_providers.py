@@ -68,7 +68,7 @@ def sdpa(backend: SDPBackend | None) -> Callable[[Inputs], Run]:
 
 
 def xformers_attention(x: Inputs) -> Run:
-    """xformers' memory-efficient attention, over all requests at once."""
+    """xformers' attention by the operator that it picks, over all requests at once."""
     from xformers.ops import memory_efficient_attention
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 

@@ -1,120 +1,67 @@
-"""Time to build the SparseD patterns of one layer, beside one dense attention of the same layer.
+"""Time to build the SparseD patterns of one layer, beside plain PyTorch and one dense attention.
 
-    python benchmarks/kernels/patterns.py [--csv FILE]
+    python -m benchmarks.kernels.patterns                the usual cases, in order of importance
+    python -m benchmarks.kernels.patterns --small        two tiny cases, for a CPU
+    python -m benchmarks.kernels.patterns --minutes 1 --lengths 16384 65536 --resume
 
-Each row is checked against the full softmax at a short length first. The log-sum-exp that the dense
-step returns anyway is given to `build_pattern`, but for the rows marked "no lse".
+Ours is checked against the full softmax at a short length before it is timed. It gets the
+log-sum-exp that the dense step returns anyway, but for the cases marked "nolse". TFLOP/s count one
+q k^T. The dense attention, which the building step runs too, is there for scale.
 """
 
+from __future__ import annotations
+
 import argparse
-import csv
-import math
-import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
-import triton
 from torch import Tensor
 
-from vllm_sparsed.kernels.block_importance import block_importance
-from vllm_sparsed.kernels.block_importance.reference import block_importance_reference
-from vllm_sparsed.kernels.block_selection import kept_columns, select_blocks
-from vllm_sparsed.kernels.block_selection.torch_path import select_blocks_torch
-from vllm_sparsed.kernels.pattern_building import (
-    build_pattern,
-    generation_start_block,
-    kept_blocks_bound,
+from benchmarks.kernels.pattern_inputs import (
+    SMALL,
+    USUAL,
+    Layer,
+    PatternCase,
+    straightforward,
+    verify,
 )
+from benchmarks.kernels.providers import PROVIDERS as ATTENTION
+from benchmarks.measuring.deadline import Deadline
+from benchmarks.measuring.environment import headline
+from benchmarks.measuring.rows import DEFAULT_FOLDER, RowFile, reason
+from benchmarks.measuring.timing import synchronize, time_calls
+from benchmarks.reference.sparse_pattern import SparseSettings
+from benchmarks.requests.plain_loop import block_pattern
 
-CHECKED_LENGTH: Final = 2000
-# Largest error of the importance, relative to its largest value, that passes the check.
-ALLOWED_ERROR: Final = 1e-5
-WIDTHS: Final = {"case": 34}
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One layer of one request."""
-
-    length: int
-    block_size: int = 128
-    num_heads: int = 32
-    num_kv_heads: int = 32
-    head_dim: int = 128
-    canvas: int = 1024
-    select: float = 0.3
-    lse_given: bool = True
-
-    @property
-    def label(self) -> str:
-        return (
-            f"{self.length // 1024}k b{self.block_size} h{self.num_heads}/{self.num_kv_heads} "
-            f"d{self.head_dim} G{self.canvas}{'' if self.lse_given else ' no lse'}"
-        )
-
-
-CASES: Final = (
-    Case(4096),
-    Case(16384),
-    Case(16384, canvas=8192),
-    Case(16384, canvas=16384),
-    Case(16384, lse_given=False),
-    Case(16384, block_size=64),
-    Case(16384, block_size=32),
-    Case(16384, num_heads=28, num_kv_heads=4),
-    Case(16384, head_dim=64),
-    Case(65536),
-    Case(65536, canvas=8192),
-    Case(65536, lse_given=False),
-    Case(65536, block_size=64),
-    Case(65536, block_size=32),
-    Case(131072, block_size=128),
-    Case(131072, block_size=32, canvas=8192),
+FILE: Final = "patterns.csv"
+COLUMNS: Final = (
+    *("case", "shape", "num_heads", "num_kv_heads", "head_dim", "dtype", "length", "block_size"),
+    *("canvas", "select", "lse", "density", "provider", "ms_p20", "ms", "ms_p80", "tflops"),
+    *("peak_mib", "note"),
 )
+OURS: Final = "ours"
+PLAIN: Final = "PyTorch, one head at a time"
+PLAIN_ROWS: Final = "PyTorch, float32, some rows at a time"
+DENSE: Final = "dense attention, for scale"
+PROVIDERS: Final = (OURS, DENSE, PLAIN, PLAIN_ROWS)
+
+LONGEST_PLAIN: Final = {PLAIN: 65536, PLAIN_ROWS: 65536}
+"""Tokens up to which plain PyTorch is tried: one head takes several L x L matrices."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """Inputs of one layer and the store its pattern goes to."""
+def dense_attention(device: str) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Dense attention with its log-sum-exp: FlashAttention 3 where it is there, else PyTorch's."""
+    if ATTENTION["FlashAttention 3, dense"].absent(device):
+        return _pytorch_attention
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    lse: Tensor | None
-    slots: Tensor
-    indices: Tensor
-    counts: Tensor
-
-    def build(self, case: Case) -> None:
-        build_pattern(
-            self.q,
-            self.k,
-            canvas_len=case.canvas,
-            block_size=case.block_size,
-            select=case.select,
-            scale=case.head_dim**-0.5,
-            lse=self.lse,
-            row_slots=self.slots,
-            indices=self.indices,
-            counts=self.counts,
-        )
-
-
-def dense_attention() -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """vLLM's FlashAttention 3 with its log-sum-exp, where it is installed and the chip has it."""
-    try:
-        from vllm.vllm_flash_attn import flash_attn_varlen_func
-    except ImportError:
-        return None
-    if torch.cuda.get_device_capability() != (9, 0):
-        return None
+    from vllm.vllm_flash_attn import flash_attn_varlen_func
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         bounds = torch.tensor([0, len(q)], dtype=torch.int32, device=q.device)
-        return flash_attn_varlen_func(
+        result: tuple[Tensor, Tensor] = flash_attn_varlen_func(
             q,
             k,
             v,
@@ -126,171 +73,179 @@ def dense_attention() -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor
             fa_version=3,
             return_softmax_lse=True,
         )
+        return result
 
     return attend
 
 
-def make_layer(case: Case) -> Layer:
-    torch.manual_seed(0)
-    sizes = [case.num_heads * case.head_dim] + [case.num_kv_heads * case.head_dim] * 2
-    qkv = torch.randn((case.length, sum(sizes)), dtype=torch.bfloat16, device="cuda")
-    q, k, v = (x.view(case.length, -1, case.head_dim) for x in qkv.split(sizes, dim=1))
-    lse = None
-    if case.lse_given:
-        dense = dense_attention()
-        if dense is not None:
-            lse = dense(q, k, v)[1]
-        else:
-            # Scores of unit variance: log of the sum of so many log-normal numbers, nearly.
-            lse = torch.full((case.num_heads, case.length), 0.5 + math.log(case.length)).cuda()
-    num_blocks = -(-case.length // case.block_size)
-    first = generation_start_block(case.length, case.canvas, case.block_size)
-    width = kept_blocks_bound(num_blocks, num_blocks - first, case.select)
-    return Layer(
-        q,
-        k,
-        v,
-        lse,
-        torch.randperm(num_blocks, dtype=torch.int32, device="cuda"),
-        torch.empty((num_blocks, case.num_heads, width), dtype=torch.int16, device="cuda"),
-        torch.empty((num_blocks, case.num_heads), dtype=torch.int32, device="cuda"),
+def _pytorch_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """[L, heads, D] and float32 [heads, L], by PyTorch's kernel for the device."""
+    repeats = q.shape[1] // k.shape[1]
+    q, k, v = (
+        x.repeat_interleave(n, 1).transpose(0, 1)[None]
+        for x, n in ((q, 1), (k, repeats), (v, repeats))
     )
-
-
-def verify(case: Case) -> None:
-    """The maps against float64 and the selection against a stable sort, two heads, 2000 tokens."""
-    group = case.num_heads // case.num_kv_heads
-    generator = torch.Generator("cuda").manual_seed(1)
-    shape = (CHECKED_LENGTH, 2 * group, case.head_dim)
-    q = torch.randn(shape, generator=generator, device="cuda").bfloat16()
-    k = torch.randn((shape[0], 2, shape[2]), generator=generator, device="cuda").bfloat16()
-    first = generation_start_block(CHECKED_LENGTH, CHECKED_LENGTH // 3, case.block_size)
-    arguments = {
-        "first_generation_block": first,
-        "block_size": case.block_size,
-        "scale": case.head_dim**-0.5,
-    }
-    lse = None
-    if case.lse_given:
-        scores = torch.einsum("qhd,khd->hqk", q.double(), k.double().repeat_interleave(group, 1))
-        lse = (scores * case.head_dim**-0.5).logsumexp(dim=-1).float()
-    maps = block_importance(q, k, lse=lse, **arguments)
-    exact = block_importance_reference(q.double(), k.double(), **arguments)
-    for result, expected in zip(maps, exact, strict=True):
-        error = (result - expected).abs().max() / expected.max()
-        if not error < ALLOWED_ERROR:
-            raise SystemExit(f"{case.label}: relative error {error:.1e} of the importance")
-    if not torch.equal(selected(*maps, case, True), selected(*maps, case, False)):
-        raise SystemExit(f"{case.label}: the selection differs from a stable sort")
-
-
-def selected(importance: Tensor, generation: Tensor, case: Case, kernel: bool) -> Tensor:
-    """Index lists by the kernel or by PyTorch's stable sort; -1 behind each list."""
-    num_heads, num_blocks, _ = importance.shape
-    num_generation = generation.shape[2]
-    first = num_blocks - num_generation
-    slots = torch.arange(num_blocks, device="cuda")
-    width = kept_blocks_bound(num_blocks, num_generation, case.select)
-    indices = torch.full((num_blocks, num_heads, width), -1, dtype=torch.int16, device="cuda")
-    counts = torch.zeros((num_blocks, num_heads), dtype=torch.int32, device="cuda")
-    if kernel:
-        select_blocks(
-            importance,
-            generation,
-            first_generation_block=first,
-            select=case.select,
-            row_slots=slots,
-            indices=indices,
-            counts=counts,
-        )
+    if q.device.type == "cpu":
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
     else:
-        select_blocks_torch(
-            importance,
-            generation,
-            first_generation_block=first,
-            num_kept=kept_columns(num_blocks, case.select),
-            num_kept_generation=kept_columns(num_generation, case.select),
-            row_slots=slots,
-            indices=indices,
-            counts=counts,
-        )
-    return indices
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[:2]
+    return out[0].transpose(0, 1), lse[0].float().contiguous()
 
 
-def milliseconds(function: Callable[[], object], repetitions: int) -> float:
-    return triton.testing.do_bench(function, warmup=20, rep=repetitions, return_mode="median")
+class Runner:
+    """Measures providers on cases, one row each."""
+
+    def __init__(
+        self, device: str, deadline: Deadline | None = None, done: RowFile | None = None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            device: "cuda" or "cpu".
+            deadline: after it nothing is measured any more.
+            done: rows that need not be measured again.
+        """
+        self.device = device
+        self.deadline = deadline or Deadline()
+        self._done = done
+        self._dense = dense_attention(device)
+
+    def rows(self, cases: Sequence[PatternCase]) -> Iterator[dict[str, Any]]:
+        """One for each case and provider."""
+        for case in cases:
+            wanted = [name for name in PROVIDERS if self._is_wanted(case, name)]
+            if not wanted:
+                continue
+            if self.deadline.passed:
+                yield from (self.describe(case, name, self.deadline.note) for name in wanted)
+                continue
+            torch.manual_seed(0)
+            try:
+                layer = Layer.random(case, self.device, self._dense)
+            except Exception as problem:
+                synchronize(self.device)
+                yield from (self.describe(case, name, reason(problem)) for name in wanted)
+                continue
+            for name in wanted:
+                yield self.measure(case, layer, name)
+            del layer
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+
+    def _is_wanted(self, case: PatternCase, name: str) -> bool:
+        if case.length > LONGEST_PLAIN.get(name, case.length):
+            return False
+        # Peers depend neither on the log-sum-exp nor, the dense one, on blocks: told once.
+        usual = case.lse_given and case.block_size == 128
+        if name != OURS and not (usual or case.shape == "tiny"):
+            return False
+        return self._done is None or not self._done.holds("ms", case=case.label, provider=name)
+
+    def measure(self, case: PatternCase, layer: Layer, name: str) -> dict[str, Any]:
+        """Check and time one provider; its note says why there is no time."""
+        row = self.describe(case, name)
+        run = self._call(case, layer, name)
+        cuda = self.device == "cuda"
+        try:
+            if name == OURS:
+                verify(case, self.device)
+            run()
+            if cuda:
+                synchronize(self.device)
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+                run()
+                synchronize(self.device)
+                row["peak_mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
+            ms = time_calls(run, self.device, 100.0 if cuda else 5.0)
+        except Exception as problem:
+            # A device error stays: no later figure could be trusted.
+            synchronize(self.device)
+            return row | {"note": reason(problem)}
+        if name == OURS:
+            row["density"] = layer.density(case)
+        if name != DENSE:
+            products = 2 * case.length**2 * case.num_heads * case.head_dim
+            row["tflops"] = products / ms.p50 * 1e-9
+        return row | {"ms_p20": ms.p20, "ms": ms.p50, "ms_p80": ms.p80}
+
+    def _call(self, case: PatternCase, layer: Layer, name: str) -> Callable[[], object]:
+        if name == OURS:
+            return lambda: layer.build(case)
+        if name == DENSE:
+            return lambda: self._dense(layer.q, layer.k, layer.v)
+        if name == PLAIN:
+            return lambda: straightforward(layer, case)
+        settings = SparseSettings(skip=0.2, select=case.select, block_size=case.block_size)
+        q, k = layer.q.transpose(0, 1), layer.k.transpose(0, 1)
+        return lambda: block_pattern(q, k, case.canvas, settings)
+
+    def describe(self, case: PatternCase, name: str, note: str = "") -> dict[str, Any]:
+        """The columns that say what was run."""
+        return {
+            "case": case.label,
+            "shape": case.shape,
+            "num_heads": case.num_heads,
+            "num_kv_heads": case.num_kv_heads,
+            "head_dim": case.head_dim,
+            "dtype": "bfloat16" if self.device == "cuda" else "float32",
+            "length": case.length,
+            "block_size": case.block_size,
+            "canvas": case.canvas,
+            "select": case.select,
+            "lse": "given" if case.lse_given else "computed",
+            "provider": name,
+            "note": note,
+        }
 
 
-def straightforward(layer: Layer, case: Case) -> None:
-    """Plain PyTorch, one head at a time so that its L x L probabilities fit at all."""
-    group = case.num_heads // case.num_kv_heads
-    first = generation_start_block(case.length, case.canvas, case.block_size)
-    for head in range(case.num_heads):
-        kv_head = head // group
-        maps = block_importance_reference(
-            layer.q[:, head : head + 1],
-            layer.k[:, kv_head : kv_head + 1],
-            first_generation_block=first,
-            block_size=case.block_size,
-            scale=case.head_dim**-0.5,
-        )
-        for scores in maps:
-            scores.topk(kept_columns(scores.shape[2], case.select), dim=-1)
-
-
-def measure(case: Case) -> dict[str, str]:
-    verify(case)
-    layer = make_layer(case)
-    layer.build(case)
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    layer.build(case)
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before
-    repetitions = 100 if case.length < 50_000 else 400
-    pattern = milliseconds(lambda: layer.build(case), repetitions)
-    products = 2 * case.length**2 * case.num_heads * case.head_dim  # one q k^T
-    row = {
-        "case": case.label,
-        "build ms": f"{pattern:.2f}",
-        "TFLOP/s": f"{products / pattern * 1e-9:.0f}",
-        "peak MiB": f"{peak / 2**20:.0f}",
-        "FA3 ms": "-",
-        "build / FA3": "-",
-        "PyTorch ms": "-",
-        "density": f"{layer.counts.float().mean() / (case.length / case.block_size):.3f}",
-    }
-    dense = dense_attention()
-    if dense is not None:
-        attention = milliseconds(lambda: dense(layer.q, layer.k, layer.v), repetitions)
-        row["FA3 ms"] = f"{attention:.2f}"
-        row["build / FA3"] = f"{pattern / attention:.2f}"
-    if case.length <= 16384 and case.lse_given and case.block_size == 128:
-        row["PyTorch ms"] = f"{milliseconds(lambda: straightforward(layer, case), 50):.1f}"
-    return row
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--csv", type=Path, help="also write the rows to this file")
-    arguments = parser.parse_args()
-    print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}, "
-        f"Python {platform.python_version()}; bfloat16, medians; G: canvas tokens"
+def line(row: dict[str, Any]) -> str:
+    """One row as a line of the printed table."""
+    ms = f"{row['ms']:.3f}" if "ms" in row else "-"
+    rate = f"{row['tflops']:.0f}" if "tflops" in row else "-"
+    peak = f"{row['peak_mib']:.0f}" if "peak_mib" in row else "-"
+    density = f"{row['density']:.4f}" if "density" in row else "-"
+    return (
+        f"{row['case']:30} {row['provider']:38} {density:>7} {ms:>10} {rate:>8} {peak:>9} "
+        f"{row['note']}"
     )
-    rows = []
-    for case in CASES:
-        rows.append(measure(case))
-        if len(rows) == 1:
-            print("  ".join(f"{name:>{WIDTHS.get(name, 11)}}" for name in rows[0]))
-        print("  ".join(f"{v:>{WIDTHS.get(n, 11)}}" for n, v in rows[-1].items()), flush=True)
-    if arguments.csv:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="two tiny cases, for a CPU")
+    parser.add_argument("--lengths", type=int, nargs="+", help="only requests so long")
+    parser.add_argument("--minutes", type=float, help="measure nothing more after so many")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: what is there")
+    parser.add_argument("--output", type=Path, default=DEFAULT_FOLDER, help="folder of the CSV")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the folder's rows, measure what they lack"
+    )
+    options = parser.parse_args(arguments)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu" and not options.small:
+        parser.error("only --small runs on a CPU")
+    cases = [
+        case
+        for case in (SMALL if options.small else USUAL)
+        if not options.lengths or case.length in options.lengths
+    ]
+    if not cases:
+        parser.error(f"--lengths {' '.join(map(str, options.lengths))}: no case is so long")
+    started = time.perf_counter()
+    print(headline())
+    print(
+        f"{'case':30} {'provider':38} {'density':>7} {'median ms':>10} {'TFLOP/s':>8} "
+        f"{'peak MiB':>9}"
+    )
+    file = RowFile(options.output / FILE, COLUMNS, append=options.resume)
+    runner = Runner(device, Deadline(options.minutes), file if options.resume else None)
+    for row in runner.rows(cases):
+        file.add(row)
+        print(line(row), flush=True)
+    print(f"{time.perf_counter() - started:.0f} s; rows in {file.path}")
 
 
 if __name__ == "__main__":

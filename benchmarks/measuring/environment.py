@@ -1,5 +1,6 @@
 """Which hardware and versions a figure belongs to."""
 
+import functools
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
@@ -28,6 +29,7 @@ def headline() -> str:
     return f"{found['device']}; {names}"
 
 
+@functools.cache
 def _version(package: str) -> str:
     try:
         return version(package)

@@ -8,8 +8,12 @@ from typing import Final
 
 import torch
 
-MIN_CALLS: Final = 5
+MIN_CALLS: Final = 3
 """Calls that are timed even where one alone takes longer than the budget."""
+
+
+LONG_CALL_MS: Final = 1000.0
+"""A call that takes longer is timed once: nothing that varies is large beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +37,19 @@ def time_calls(run: Callable[[], object], device: str, budget_ms: float) -> Quan
     """Time a function that has been called before.
 
     On CUDA the L2 cache is cleared between calls (`triton.testing.do_bench`), unless one call
-    takes a fifth of the budget: such a call overwrites that cache itself.
+    takes a fifth of the budget: such a call overwrites that cache itself. A call of more than a
+    second is timed once.
 
     Args:
         run: launches the work.
         device: "cuda" or "cpu".
-        budget_ms: milliseconds to spend, more where five calls take longer.
+        budget_ms: milliseconds to spend, more where three calls take longer.
     """
     if device == "cpu":
         return Quantiles.of(_time_on_cpu(run, budget_ms))
     estimate = _time_on_cuda(run)
+    if estimate > LONG_CALL_MS:
+        return Quantiles.of([estimate])
     if estimate > budget_ms / 5:
         calls = max(MIN_CALLS, int(budget_ms / estimate))
         return Quantiles.of([_time_on_cuda(run) for _ in range(calls)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.measuring.rows import read_rows
 from benchmarks.plots.style import COLOURS, MUTED, PART_COLOURS, pyplot, save
@@ -12,6 +12,9 @@ Row = dict[str, str]
 
 GOALS: Final = {"1": 2.0, "64": 5.0}
 """Milliseconds of overhead a step that are aimed at, by batch size."""
+
+SERIES: Final = {"sparse": (-0.19, "-o"), "dense": (0.19, "--s")}
+"""Where the bars of a kind of attention stand, and its lines."""
 
 OVERHEAD: Final = ("scheduler", "runner", "output")
 
@@ -29,37 +32,78 @@ def draw(source: Path, target: Path) -> list[Path]:
 
 
 def _loads(rows: list[Row], target: Path) -> list[Path]:
-    """Throughput and latencies by number of clients."""
-    rows = sorted(rows, key=lambda row: int(row["clients"]))
-    places = range(len(rows))
+    """Throughput and latencies by number of clients, one row of panels for each kind of load."""
+    keys = ("model", "input_len", "output_len", "range_ratio", "steps")
+    kinds = list(dict.fromkeys(tuple(row[key] for key in keys) for row in rows))
     plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.8))
-    drawn = left.bar(
-        places, [float(row["output_tokens_per_s"]) for row in rows], 0.6, color=COLOURS["ours"]
+    size = (9.6, 0.4 + 3.1 * len(kinds))
+    figure, axes = plt.subplots(len(kinds), 2, figsize=size, squeeze=False)
+    for (left, right), kind in zip(axes, kinds, strict=True):
+        of_kind = [row for row in rows if tuple(row[key] for key in keys) == kind]
+        clients = sorted({int(row["clients"]) for row in of_kind})
+        kinds_of_attention = {row["attention"] for row in of_kind}
+        for attention, (shift, style) in SERIES.items():
+            series = {
+                clients.index(int(row["clients"])): row
+                for row in of_kind
+                if row["attention"] == attention
+            }
+            if series:
+                alone = len(kinds_of_attention) == 1
+                _throughput(left, series, attention, 0.0 if alone else shift)
+                _latency(right, series, attention, style)
+        model, prompt, canvas, spread, steps = kind
+        left.set_title(
+            f"{Path(model).name}: prompts of {prompt}, canvases of {canvas} tokens, "
+            f"±{float(spread):.0%}, T = {steps}",
+            fontsize=9,
+            loc="left",
+        )
+        left.set_ylabel("output tokens per second")
+        left.legend(fontsize=7, loc="upper left")
+        left.set_ylim(top=left.get_ylim()[1] * 1.2)
+        left.grid(axis="x", visible=False)
+        right.set_ylabel("seconds, median to 99th percentile")
+        right.set_ylim(bottom=0)
+        right.legend(fontsize=7, loc="upper left")
+        for axis in (left, right):
+            axis.set_xticks(range(len(clients)), [str(n) for n in clients])
+            axis.set_xlabel("clients")
+    return save(figure, target, "serving_load", rows[0])
+
+
+def _throughput(axis: Any, series: dict[int, Row], attention: str, shift: float) -> None:
+    drawn = axis.bar(
+        [place + shift for place in series],
+        [float(row["output_tokens_per_s"]) for row in series.values()],
+        0.36,
+        color=COLOURS[f"ours, {attention}"],
+        label=attention,
     )
-    left.bar_label(drawn, fmt="%.0f", fontsize=7)
-    left.set_ylabel("output tokens per second")
+    axis.bar_label(drawn, fmt="%.0f", fontsize=7)
+
+
+def _latency(axis: Any, series: dict[int, Row], attention: str, style: str) -> None:
+    places = sorted(series)
     for column, name, colour in (
         ("first_block_ms", "first block", COLOURS["ours"]),
         ("latency_ms", "whole request", COLOURS["paper"]),
     ):
-        for percentile, style in (("50", "-o"), ("99", ":s")):
-            y = [float(row[f"{column}_p{percentile}"]) / 1e3 for row in rows]
-            label = f"{name}, {'median' if percentile == '50' else '99th percentile'}"
-            right.plot(places, y, style, markersize=4, color=colour, label=label)
-    right.set_ylim(bottom=0)
-    right.set_ylabel("seconds")
-    right.legend(fontsize=7)
-    for axis in (left, right):
-        axis.set_xticks(places, [row["clients"] for row in rows])
-        axis.set_xlabel("clients")
-    first = rows[0]
-    figure.suptitle(
-        f"{Path(first['model']).name}: prompts of {first['input_len']}, canvases of "
-        f"{first['output_len']} tokens, ±{float(first['range_ratio']):.0%}, T = {first['steps']}",
-        fontsize=10,
-    )
-    return save(figure, target, "serving_load", rows[0])
+        median = [float(series[place][f"{column}_p50"]) / 1e3 for place in places]
+        above = [
+            float(series[place][f"{column}_p99"]) / 1e3 - y
+            for place, y in zip(places, median, strict=True)
+        ]
+        axis.errorbar(
+            places,
+            median,
+            yerr=([0.0] * len(places), above),
+            fmt=style,
+            color=colour,
+            markersize=4,
+            capsize=3,
+            label=f"{name}, {attention}",
+        )
 
 
 def _overhead(rows: list[Row], target: Path) -> list[Path]:

@@ -66,6 +66,8 @@ def pyplot() -> Any:
             "text.color": INK,
             # The same table gives the same file.
             "svg.hashsalt": "vllm_sparsed",
+            # Letters as text: a quarter of the size.
+            "svg.fonttype": "none",
         }
     )
     return plt
@@ -84,7 +86,7 @@ def save(figure: Any, folder: Path, name: str, row: dict[str, str]) -> list[Path
     files = []
     for kind, metadata in (("png", None), ("svg", {"Date": None})):
         path = folder / f"{name}.{kind}"
-        figure.savefig(path, dpi=160, metadata=metadata)
+        figure.savefig(path, dpi=100, metadata=metadata)
         files.append(path)
     pyplot().close(figure)
     return files

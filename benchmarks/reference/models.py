@@ -188,6 +188,16 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     return (scores.softmax(dim=-1) @ value).transpose(0, 1).flatten(1)
 
 
+def llada_name(name: str) -> str:
+    """The name that a tensor has in LLaDA's checkpoints, from its name in Dream's."""
+    top = {"model.embed_tokens": "wte", "model.norm": "ln_f", "lm_head": "ff_out"}
+    module, kind = name.rsplit(".", 1)
+    if module in top:
+        return f"model.transformer.{top[module]}.{kind}"
+    layer, part = module.removeprefix("model.layers.").split(".", 1)
+    return f"model.transformer.blocks.{layer}.{_LLADA_LAYER[part]}.{kind}"
+
+
 def _with_dream_names(weights: dict[str, Tensor], num_layers: int) -> dict[str, Tensor]:
     renamed = {
         "model.embed_tokens.weight": weights["model.transformer.wte.weight"],

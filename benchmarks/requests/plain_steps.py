@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 from benchmarks.measuring.timing import synchronize
-from benchmarks.reference.models import Dimensions, ReferenceModel
+from benchmarks.reference.models import ReferenceModel
 from benchmarks.reference.sparse_pattern import SparseSettings, token_mask
 from benchmarks.requests.plain_loop import SparseAttention, denoise
 from benchmarks.requests.plain_model import PlainModel, dense_attention
@@ -33,7 +34,7 @@ class Measurement:
         canvas: tokens to generate.
         settings: SparseD's parameters.
         dense_steps: dense steps to time, after one that warms up.
-        sparse_steps: sparse steps to time, after one that compiles.
+        sparse_steps: sparse steps to time, after one that warms up or compiles.
         pattern_layers: layers whose patterns the building step of the plain loop builds; 0: all.
     """
 
@@ -42,7 +43,7 @@ class Measurement:
     settings: SparseSettings
     dense_steps: int = 2
     sparse_steps: int = 2
-    pattern_layers: int = 2
+    pattern_layers: int = 0
 
 
 def relative_error(result: Tensor, expected: Tensor) -> float:
@@ -80,51 +81,65 @@ def check_plain(model: PlainModel, settings: SparseSettings) -> float:
     return max(errors)
 
 
-def measure_plain(
-    config: dict[str, Any], weights: dict[str, Tensor], what: Measurement, sparse: bool
-) -> StepTimes:
-    """Time the steps of one loop.
+class PlainRequest:
+    """Times the steps of one request in the plain loops: first the dense ones, then the sparse."""
 
-    Args:
-        config: config.json of the model.
-        weights: random ones of its shape.
-        what: the request.
-        sparse: whether to run SparseD, else dense steps alone.
+    def __init__(self, model: PlainModel, what: Measurement) -> None:
+        """Draw a prompt.
 
-    Raises:
-        WrongLogitsError: the model fails its check.
-    """
-    model = PlainModel(Dimensions.from_config(config), weights)
-    check_plain(model, what.settings)
-    device = weights["model.norm.weight"].device
-    generator = torch.Generator(device).manual_seed(what.length)
-    highest = min(1000, config["vocab_size"] - 10)
-    tokens = torch.randint(10, highest, (what.length,), generator=generator, device=device)
-    prompt_len = what.length - what.canvas
-    tokens[prompt_len:] = model.dimensions.mask_token_id
-    steps = what.dense_steps + what.sparse_steps + 3
-    loop = _TimedLoop(model, tokens, prompt_len, -(-what.canvas // steps))
+        Args:
+            model: one that passed `check_plain`.
+            what: the request.
+        """
+        self._what = what
+        embedding = model.weights["model.embed_tokens.weight"]
+        generator = torch.Generator(embedding.device).manual_seed(what.length)
+        highest = min(1000, len(embedding) - 10)
+        tokens = torch.randint(
+            10, highest, (what.length,), generator=generator, device=embedding.device
+        )
+        prompt_len = what.length - what.canvas
+        tokens[prompt_len:] = model.dimensions.mask_token_id
+        steps = what.dense_steps + what.sparse_steps + 3
+        self._loop = _TimedLoop(model, tokens, prompt_len, -(-what.canvas // steps))
+        self._dense: list[float] = []
 
-    times = StepTimes()
-    loop.step(dense_attention)
-    times.add("dense", [loop.step(dense_attention) for _ in range(what.dense_steps)])
-    if not sparse:
+    def dense(self) -> StepTimes:
+        """The dense steps."""
+        self._loop.step(dense_attention)
+        self._dense = [self._loop.step(dense_attention) for _ in range(self._what.dense_steps)]
+        times = StepTimes(note=sdpa_backend(self._loop.model))
+        times.add("dense", self._dense)
         return times
-    layers = model.dimensions.num_layers
-    built = min(what.pattern_layers or layers, layers)
-    attention = SparseAttention(what.canvas, what.settings, measured_layers=built)
-    dense = times.median("dense")
-    building = max(0.0, loop.step(attention.dense_and_build) - dense)
-    times.add("building", [dense + building * layers / built])
-    first = loop.step(attention.sparse)
-    times.add("sparse", [loop.step(attention.sparse) for _ in range(what.sparse_steps)])
-    kept = sum(pattern.sum(dtype=torch.int64).item() for pattern in attention.patterns)
-    times.density = kept / sum(pattern.numel() for pattern in attention.patterns)
-    times.note = (
-        f"building step from the patterns of {built} of {layers} layers; first sparse step, "
-        f"compilation included, {first:.1f} s, not counted"
-    )
-    return times
+
+    def sparse(self) -> StepTimes:
+        """The dense steps that were measured before, the building and the sparse ones."""
+        times = StepTimes()
+        times.add("dense", self._dense)
+        layers = self._loop.model.dimensions.num_layers
+        built = min(self._what.pattern_layers or layers, layers)
+        attention = SparseAttention(self._what.canvas, self._what.settings, measured_layers=built)
+        dense = times.median("dense")
+        building = max(0.0, self._loop.step(attention.dense_and_build) - dense)
+        times.add("building", [dense + building * layers / built])
+        first = self._loop.step(attention.sparse)
+        steps = range(self._what.sparse_steps)
+        times.add("sparse", [self._loop.step(attention.sparse) for _ in steps])
+        kept = sum(pattern.sum(dtype=torch.int64).item() for pattern in attention.patterns)
+        times.density = kept / sum(pattern.numel() for pattern in attention.patterns)
+        times.note = f"first sparse step, compilation included, {first:.1f} s, not counted"
+        if built < layers:
+            times.note += f"; building step scaled from the patterns of {built} of {layers} layers"
+        return times
+
+
+def sdpa_backend(model: PlainModel) -> str:
+    """Which of its kernels PyTorch picks for dense attention, as a table's note."""
+    dims, weight = model.dimensions, model.weights["model.norm.weight"]
+    if weight.device.type == "cpu":
+        return ""
+    x = torch.empty(1, dims.num_heads, 128, dims.head_dim, dtype=weight.dtype, device=weight.device)
+    return f"SDPA runs {SDPBackend(torch._fused_sdp_choice(x, x, x)).name}"
 
 
 @dataclass

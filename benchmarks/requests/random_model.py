@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from benchmarks.reference.models import Dimensions
+from benchmarks.reference.models import Dimensions, llada_name
+
+RANDOM_FORMAT: Final = "random_normal"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -49,39 +52,50 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def random_weights(
+def random_tensors(
     config: dict[str, Any], dtype: torch.dtype, device: torch.device | str, seed: int = 0
-) -> dict[str, Tensor]:
-    """Normal matrices and biases of standard deviation 0.02, norms of 1."""
+) -> Iterator[tuple[str, Tensor]]:
+    """Normal matrices and biases of standard deviation 0.02, norms of 1; one after the other."""
     generator = torch.Generator(device).manual_seed(seed)
-    weights = {}
     for name, shape in tensor_shapes(config).items():
         tensor = torch.empty(shape, dtype=dtype, device=device)
         if "norm" in name:
             tensor.fill_(1.0)
         else:
             tensor.normal_(0.0, 0.02, generator=generator)
-        weights[name] = tensor
-    return weights
+        yield name, tensor
 
 
-def served_weights(model: torch.nn.Module, config: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights of a model that vLLM holds, under the same names; views, nothing is copied."""
-    dims = Dimensions.from_config(config)
-    heads, kv_heads = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
-    weights: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        tensor = parameter.detach()
-        parts, names = [tensor], [name]
-        if ".qkv_proj." in name:
-            parts = list(tensor.split([heads, kv_heads, kv_heads]))
-            names = [name.replace("qkv_proj", f"{x}_proj") for x in "qkv"]
-        elif ".gate_up_proj." in name:
-            parts = list(tensor.chunk(2))
-            names = [name.replace("gate_up_proj", x) for x in ("gate_proj", "up_proj")]
-        weights.update(zip(names, parts, strict=True))
-    vocab = config["vocab_size"]
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        # vLLM pads the vocabulary.
-        weights[name] = weights.get(name, weights["model.embed_tokens.weight"])[:vocab]
-    return weights
+def random_weights(
+    config: dict[str, Any], dtype: torch.dtype, device: torch.device | str, seed: int = 0
+) -> dict[str, Tensor]:
+    """The same as a whole."""
+    return dict(random_tensors(config, dtype, device, seed))
+
+
+def register_loader() -> str:
+    """Give vLLM a load format that draws these weights.
+
+    vLLM's own dummy weights are within 1e-3 of 0: every softmax is flat, and its patterns are
+    chance. These also go through quantization as a checkpoint's tensors do.
+
+    Returns:
+        The name of the load format, for an engine in this process.
+    """
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+    from vllm.platforms import current_platform
+
+    class RandomModelLoader(BaseModelLoader):
+        def download_model(self, model_config: Any) -> None:
+            """There is nothing to download."""
+
+        def load_weights(self, model: Any, model_config: Any) -> None:
+            config = read_config(Path(model_config.model))
+            device = self.load_config.device or current_platform.device_type
+            named = llada_name if config["architectures"] == ["LLaDAModelLM"] else str
+            tensors = random_tensors(config, model_config.dtype, device)
+            model.load_weights((named(name), tensor) for name, tensor in tensors)
+
+    register_model_loader(RANDOM_FORMAT)(RandomModelLoader)
+    return RANDOM_FORMAT

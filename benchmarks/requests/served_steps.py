@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 
 from benchmarks.engine.breakdown import StepProfile, StepProfiler, breakdown
-from benchmarks.engine.denoising_engine import run_request, runner_of
+from benchmarks.engine.denoising_engine import (
+    OnStep,
+    RequestRun,
+    no_context,
+    run_request,
+    runner_of,
+)
 from benchmarks.reference.models import ReferenceModel
 from benchmarks.reference.served import dense_logits
 from benchmarks.requests.plain_steps import Measurement, WrongLogitsError, relative_error
@@ -20,6 +26,9 @@ CHECKED_LENGTH: Final = 500
 CHECKED_ROWS: Final = 64
 ALLOWED_ERROR: Final = {torch.bfloat16: 0.1, torch.float16: 0.03, torch.float32: 1e-3}
 """Largest error of all layers' logits, relative to their norm, that passes the check."""
+
+ALLOWED_ERROR_QUANTIZED: Final = 0.5
+"""The same with quantized weights: unrelated logits are about 1.4 apart."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +46,16 @@ class ServedSteps:
     peak_gib: float
 
 
-def check_served(llm: Any, config: dict[str, Any], reference: ReferenceModel) -> float:
+def check_served(
+    llm: Any, config: dict[str, Any], reference: ReferenceModel, quantized: bool = False
+) -> float:
     """Compare a dense forward pass in vLLM with the plain reference on the same weights.
 
     Args:
         llm: the engine.
         config: config.json of its model.
         reference: the model, on any device.
+        quantized: whether the engine's weights are.
 
     Returns:
         The relative error of the logits.
@@ -61,7 +73,7 @@ def check_served(llm: Any, config: dict[str, Any], reference: ReferenceModel) ->
         device = reference.weights["model.norm.weight"].device
         expected = reference.logits(torch.tensor(tokens, device=device))[0][rows]
     error = relative_error(served[:, : expected.shape[1]], expected.cpu())
-    if not error <= ALLOWED_ERROR[dtype]:
+    if not error <= (ALLOWED_ERROR_QUANTIZED if quantized else ALLOWED_ERROR[dtype]):
         raise WrongLogitsError(f"relative error of the served logits {error:.2e}")
     return error
 
@@ -69,60 +81,86 @@ def check_served(llm: Any, config: dict[str, Any], reference: ReferenceModel) ->
 def measure_served(llm: Any, what: Measurement, profile: bool) -> ServedSteps:
     """Time the steps of one request that is sparse after its dense steps, then abort it.
 
-    One dense and one sparse step more than asked for warm up; with `profile` one of each more runs
-    under the profiler, and its parts are set against the median of the timed ones.
+    One dense and one sparse step more than asked for warm up. With `profile` a second request runs
+    one step of each kind under the profiler; their parts are set against the medians of the first.
     """
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    extra = 1 if profile else 0
     skip = what.settings.skip
-    wanted = (1 + what.dense_steps + extra, 1 + what.sparse_steps + extra)
-    total = steps_to_measure(*wanted, skip, most=what.canvas)
+    total = steps_to_measure(1 + what.dense_steps, 1 + what.sparse_steps, skip, most=what.canvas)
     building = steps_by_kind(total, skip, sparse=True)["dense"]
-    sparse_from = building + 2
-    max_steps = sparse_from + what.sparse_steps + extra
-    profiled = {"dense": building - 1, "sparse": max_steps - 1} if profile else {}
-    profiler = StepProfiler(list(profiled.values()))
     densities: list[float | None] = []
 
     @contextlib.contextmanager
     def on_step(step: int) -> Iterator[None]:
-        with profiler.on_step(step):
-            yield
+        yield
         if step == building:
             densities.append(_density(runner_of(llm)))
 
-    seconds = run_request(
+    sparse_from = building + 2
+    seconds = _run(llm, what, total, sparse_from + what.sparse_steps, on_step).seconds
+    times = StepTimes(density=densities[0])
+    # Of more dense steps than were asked for the last ones: those before warm up too.
+    times.add("dense", seconds[building - what.dense_steps : building])
+    times.add("building", [seconds[building]])
+    times.add("sparse", seconds[sparse_from:])
+    profiles = _profiles(llm, what, times) if profile else {}
+    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
+    return ServedSteps(times, profiles, peak)
+
+
+def whole_request(llm: Any, what: Measurement, total_steps: int, sparse: bool) -> float:
+    """Seconds of a request that is run to its end."""
+    run = _run(llm, what, total_steps, extra_args={"sparsed_enabled": sparse})
+    if len(run.tokens) != what.canvas:
+        raise RuntimeError(f"{what.canvas} tokens asked for, {len(run.tokens)} came")
+    return sum(run.seconds)
+
+
+def _profiles(llm: Any, what: Measurement, times: StepTimes) -> dict[str, StepProfile]:
+    skip = what.settings.skip
+    total = steps_to_measure(1, 1, skip, most=what.canvas)
+    building = steps_by_kind(total, skip, sparse=True)["dense"]
+    steps = {"dense": building - 1, "building": building, "sparse": building + 1}
+    profiler = StepProfiler(list(steps.values()))
+    _run(llm, what, total, building + 2, profiler.on_step)
+    return {
+        kind: breakdown(profiler.kernels(step), times.median(kind) * 1e3)
+        for kind, step in steps.items()
+    }
+
+
+def _run(
+    llm: Any,
+    what: Measurement,
+    total_steps: int,
+    max_steps: int = 0,
+    on_step: OnStep = no_context,
+    extra_args: Mapping[str, Any] | None = None,
+) -> RequestRun:
+    return run_request(
         llm.llm_engine,
         length=what.length,
         canvas=what.canvas,
-        steps=total,
+        steps=total_steps,
         max_steps=max_steps,
         on_step=on_step,
         extra_args={
             "sparsed_skip": what.settings.skip,
             "sparsed_select": what.settings.select,
             "sparsed_block_size": what.settings.block_size,
+            **(extra_args or {}),
         },
-    ).seconds
-    times = StepTimes(density=densities[0])
-    times.add("dense", seconds[1 : building - extra])
-    times.add("building", [seconds[building]])
-    times.add("sparse", seconds[sparse_from : sparse_from + what.sparse_steps])
-    profiles = {
-        kind: breakdown(profiler.kernels(step), times.median(kind) * 1e3)
-        for kind, step in profiled.items()
-    }
-    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
-    return ServedSteps(times, profiles, peak)
+    )
 
 
 def _density(runner: Any) -> float | None:
     """Share of the key blocks kept by the patterns of the one request that runs."""
     (state,) = runner.requests.values()
-    if not state.row_slots:
+    if not len(state.row_slots):
         return None
     (rows,) = state.row_slots
-    counts = runner.store.counts[:, rows]
-    return float(counts.sum(dtype=torch.int64)) / (counts.numel() * len(rows))
+    counts = runner.store.counts
+    kept = counts[:, torch.as_tensor(rows, dtype=torch.int64, device=counts.device)]
+    return float(kept.sum(dtype=torch.int64)) / (kept.numel() * len(rows))

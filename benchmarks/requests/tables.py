@@ -25,13 +25,22 @@ OURS_SPARSE: Final = "ours, sparse"
 PLAIN_DENSE: Final = "PyTorch, SDPA"
 PLAIN_SPARSE: Final = "PyTorch, FlexAttention SparseD"
 PROVIDERS: Final = (OURS_DENSE, OURS_SPARSE, PLAIN_DENSE, PLAIN_SPARSE)
+BY_MEASURED: Final = {
+    "ours": (OURS_DENSE, OURS_SPARSE),
+    "plain": (PLAIN_DENSE, PLAIN_SPARSE),
+}
+"""What is measured together, in one process: the dense provider, then the sparse one."""
 
 
 class RequestTables:
     """Rows of steps, of whole requests and of where a step's time goes."""
 
     def __init__(self, folder: Path, append: bool = False) -> None:
-        """Open the files of a folder; what they hold is kept only with `append`."""
+        """Open the files of a folder; what they hold is kept only with `append`.
+
+        Raises:
+            ValueError: the files to append to have other columns.
+        """
         figures = ("kind", "ms_p20", "ms", "ms_p80", "measured", "density", "peak_gib", "note")
         whole = ("total_steps", "seconds", "extrapolated", "measured", "density", "note")
         steps, totals = (*_REQUEST, *figures), (*_REQUEST, *whole)
@@ -40,8 +49,12 @@ class RequestTables:
         self._totals = RowFile(folder / TOTALS_FILE, totals, append)
         self._parts = RowFile(folder / BREAKDOWN_FILE, parts, append)
 
+    def holds(self, request: dict[str, object], extrapolated: bool = True) -> bool:
+        """Whether the time of such a request is there, from this machine and these versions."""
+        return self._totals.holds("seconds", extrapolated=extrapolated, **request)
+
     def failed(self, request: dict[str, object], note: str) -> None:
-        """A request that could not be measured, and why."""
+        """A request that was not measured, and why."""
         self._steps.add({**request, "note": note})
         print(f"{name_of(request)}: {note}", flush=True)
 
@@ -93,8 +106,14 @@ class RequestTables:
                 flush=True,
             )
 
+    def add_whole(self, request: dict[str, object], total_steps: int, seconds: float) -> None:
+        """A request that was run to its end."""
+        row = {"total_steps": total_steps, "seconds": seconds, "extrapolated": False}
+        self._totals.add({**request, **row, "measured": f"all {total_steps} steps"})
+        print(f"{name_of(request)}: T = {total_steps}: {seconds:.2f} s, run to the end", flush=True)
+
     def add_breakdown(self, request: dict[str, object], result: ServedSteps) -> None:
-        """Where the time of a dense and of a sparse step goes."""
+        """Where the time of a step of each kind goes."""
         for kind, profile in result.profiles.items():
             total = sum(profile.milliseconds.values())
             for part in PARTS:
@@ -112,13 +131,13 @@ class RequestTables:
 
 
 def describe(
-    model: str, provider: str, dtype: str, quantization: str | None, what: Measurement
+    model: str, provider: str, dtype: str, quantization: str, what: Measurement
 ) -> dict[str, object]:
     """The columns that say which request a row is about."""
     return {
         "model": model,
         "provider": provider,
-        "quantization": quantization or "none",
+        "quantization": quantization,
         "dtype": dtype,
         "length": what.length,
         "canvas": what.canvas,
@@ -130,4 +149,5 @@ def describe(
 
 def name_of(request: dict[str, object]) -> str:
     """The same in a few words."""
-    return f"{request['model']} {request['length']} {request['provider']}"
+    quantization = "" if request["quantization"] == "none" else f", {request['quantization']}"
+    return f"{request['model']} {request['length']} {request['provider']}{quantization}"

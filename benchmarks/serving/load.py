@@ -1,20 +1,25 @@
-"""Runs `vllm bench serve` with several clients and reads its result."""
+"""Runs `vllm bench serve`, in this process, with several clients and reads its result."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.serving.server import ServerError, complete, vllm_command
+from benchmarks.serving.server import ServerError, complete
 
 FILE: Final = "serving.csv"
+LOG: Final = "bench_serve.log"
 PERCENTILES: Final = (50, 90, 99)
+ATTENTION: Final = ("sparse", "dense")
+"""Whether requests use SparseD; "dense" asks for `sparsed_enabled` false."""
+
 COLUMNS: Final = (
     *("model", "backend", "dtype", "clients", "requests", "completed", "failed"),
-    *("input_len", "output_len", "range_ratio", "steps", "seconds"),
+    *("input_len", "output_len", "range_ratio", "steps", "attention", "seconds"),
     *("requests_per_s", "output_tokens_per_s", "total_tokens_per_s"),
     *(f"first_block_ms_p{p}" for p in PERCENTILES),
     *(f"latency_ms_p{p}" for p in PERCENTILES),
@@ -33,6 +38,7 @@ class Load:
         output_len: mean tokens of a canvas.
         range_ratio: both vary evenly by this share, up and down.
         steps: denoising steps of a request.
+        attention: one of ATTENTION.
     """
 
     clients: int
@@ -41,6 +47,13 @@ class Load:
     output_len: int
     range_ratio: float
     steps: int
+    attention: str = "sparse"
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """Of each request, beside vLLM's own."""
+        dense = {} if self.attention == "sparse" else {"sparsed_enabled": False}
+        return {"diffusion_steps": self.steps, **dense}
 
     @property
     def longest(self) -> int:
@@ -60,7 +73,7 @@ def check_answers(address: str, model: str, load: Load) -> None:
         "max_tokens": load.output_len,
         "temperature": 0.0,
         "ignore_eos": True,
-        "vllm_xargs": {"diffusion_steps": load.steps},
+        "vllm_xargs": load.parameters,
     }
     answers = [complete(address, body) for _ in range(2)]
     tokens = [answer["usage"]["completion_tokens"] for answer in answers]
@@ -76,34 +89,47 @@ def run_load(
 ) -> dict[str, Any]:
     """Put the server under load.
 
+    Args:
+        address: of the server, without /v1.
+        model: its name there.
+        tokenizer: folder or name of its tokenizer.
+        load: what the clients ask for.
+        folder: where what the command prints is appended to LOG.
+        time_limit: seconds.
+
     Returns:
-        The JSON result of `vllm bench serve`.
+        The result of `vllm bench serve`.
 
     Raises:
-        ServerError: the command failed or did not end in time; holds the end of its output.
+        ServerError: it failed or did not end in time.
     """
-    name = f"bench_serve_{load.clients}.json"
-    command = [*vllm_command(), *bench_arguments(address, model, tokenizer, load)]
-    command += ["--save-result", "--result-dir", str(folder), "--result-filename", name]
-    try:
-        done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=time_limit,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ServerError(f"vllm bench serve was not done after {time_limit:.0f} s") from error
-    if done.returncode:
-        raise ServerError(f"vllm bench serve failed:\n{done.stdout[-3000:]}")
-    result: dict[str, Any] = json.loads((folder / name).read_text())
-    return result
+    from vllm.benchmarks.serve import add_cli_args, main_async
+    from vllm.plugins import load_general_plugins
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    # As the `vllm` command does: the tokenizer's folder names a model that only the plugin knows.
+    load_general_plugins()
+    parser = FlexibleArgumentParser()
+    add_cli_args(parser)
+    parsed = parser.parse_args(bench_arguments(address, model, tokenizer, load)[2:])
+
+    async def run() -> dict[str, Any]:
+        result: dict[str, Any] = await asyncio.wait_for(main_async(parsed), time_limit)
+        return result
+
+    with (folder / LOG).open("a") as log, contextlib.redirect_stdout(log):
+        try:
+            return asyncio.run(run())
+        except TimeoutError as error:
+            raise ServerError(f"vllm bench serve was not done after {time_limit:.0f} s") from error
+        except Exception as error:
+            # Whatever it raises, the loads after this one can still be run.
+            raise ServerError(f"vllm bench serve failed: {error}") from error
 
 
 def bench_arguments(address: str, model: str, tokenizer: str, load: Load) -> list[str]:
     """What `vllm` is called with."""
-    extra = {"vllm_xargs": {"diffusion_steps": load.steps}}
+    extra = {"vllm_xargs": load.parameters}
     options: dict[str, object] = {
         "--backend": "openai",
         "--base-url": address,
@@ -152,4 +178,5 @@ def describe(load: Load) -> dict[str, object]:
         "output_len": load.output_len,
         "range_ratio": load.range_ratio,
         "steps": load.steps,
+        "attention": load.attention,
     }

@@ -1,5 +1,6 @@
 """The attention benchmark: its inputs, its check, and the small run."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels import attention
-from benchmarks.kernels.attention import FLOOR, PROVIDERS, Provider, Runner
-from benchmarks.kernels.cases import FULL, LENGTHS, QUICK, SMALL, Case, unique
+from benchmarks.kernels.attention import FLOOR, Runner
+from benchmarks.kernels.cases import FULL, LENGTHS, SMALL, USUAL, Case, unique
+from benchmarks.kernels.dense_providers import Run
 from benchmarks.kernels.inputs import Inputs, WrongResultError, verify
+from benchmarks.kernels.providers import ON_CPU, PROVIDERS, Provider
 from benchmarks.kernels.sparse_providers import block_lists, ours, pooled
+from benchmarks.measuring.deadline import Deadline
 from benchmarks.measuring.rows import read_rows
 
 MIXED = Case("tiny", (64, 160, 32), 32, select=0.5, head_dim=16, dtype=torch.float32)
@@ -61,10 +65,10 @@ def test_the_check_tells_dense_from_sparse(inputs: Inputs) -> None:
 def test_a_provider_that_fails_or_is_wrong_is_a_row_without_a_time(
     inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(x: Inputs) -> attention.Run:
+    def missing(x: Inputs) -> Run:
         raise ImportError("no such package")
 
-    def wrong(x: Inputs) -> attention.Run:
+    def wrong(x: Inputs) -> Run:
         return lambda: torch.zeros_like(x.q)
 
     monkeypatch.setitem(PROVIDERS, "missing", Provider(missing, sparse=True))
@@ -75,10 +79,25 @@ def test_a_provider_that_fails_or_is_wrong_is_a_row_without_a_time(
         assert "ms" not in row and note in row["note"]
 
 
-def test_compiling_providers_are_left_out_when_the_budget_is_used_up(inputs: Inputs) -> None:
-    runner = Runner("cpu", repetition_ms=0.0, budget_s=1e-9)
-    assert "time budget" in runner.measure(inputs, "FlexAttention, as released")["note"]
-    assert runner.measure(inputs, "ours")["ms"] > 0
+def test_nothing_is_measured_after_the_deadline(inputs: Inputs) -> None:
+    runner = Runner("cpu", repetition_ms=0.0, deadline=Deadline(0.0))
+    row = runner.measure(inputs, "ours")
+    assert "ms" not in row and row["note"] == "not started: the 0 minutes are used up"
+    assert Runner("cpu", repetition_ms=0.0, deadline=Deadline(60.0)).measure(inputs, "ours")["ms"]
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(f"no {name}")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(importlib, "import_module", missing)
+    for name in ("FlashAttention 3, dense", "FlashAttention 4, block-sparse", "xformers, dense"):
+        assert PROVIDERS[name].absent("cpu") == "needs a CUDA device"
+        assert PROVIDERS[name].absent("cuda").startswith("cannot be imported: ImportError: no ")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    assert "9.0" in PROVIDERS["FlashAttention 4, block-sparse"].absent("cuda")
+    assert PROVIDERS["ours"].absent("cuda") == ""
 
 
 def test_flops_count_both_products() -> None:
@@ -99,38 +118,47 @@ def test_flops_count_both_products() -> None:
     assert x.flops(0.25) == calls / 4
 
 
-def test_the_small_run(tmp_path: Path) -> None:
-    attention.main(["--small", "--device", "cpu", "--output", str(tmp_path)])
+def test_the_small_run_and_resuming_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--small", "--device", "cpu", "--output", str(tmp_path)]
+    attention.main([*small, "--lengths", "256"])
+    first = read_rows(tmp_path / attention.FILE)
+    attention.main([*small, "--resume"])
     rows = read_rows(tmp_path / attention.FILE)
-    ran = {(row["case"], row["provider"]) for row in rows if row["ms"]}
+    assert rows[: len(first)] == first
+    ran = [(row["case"], row["provider"]) for row in rows if row["ms"]]
+    assert len(ran) == len(set(ran)), "nothing is measured twice"
     for case in SMALL:
         assert (case.label, "ours") in ran
         assert (case.label, "FlexAttention, as released") in ran
         assert (case.label, FLOOR) in ran
+    assert {row["case"] for row in first} == {"", SMALL[0].label, SMALL[1].label}
     for row in rows:
         if row["kind"] == "floor" or not row["ms"]:
             assert row["note"]
         else:
             assert float(row["ms_p20"]) <= float(row["ms"]) <= float(row["ms_p80"])
             assert float(row["error"]) < 1e-5
+    absent = {row["provider"] for row in rows if not row["case"]}
+    assert {"FlashAttention 3, dense", "xformers, dense"} < absent
     # Dense attention is timed once for each shape and length.
-    dense = [row["lengths"] for row in rows if row["provider"] == "PyTorch on CPU, dense"]
+    dense = [row["lengths"] for row in rows if row["provider"] == ON_CPU]
     assert dense == ["256", "128+384"]
 
 
 def test_the_sets_hold_what_they_promise() -> None:
-    quick, full = unique(QUICK), unique(FULL)
+    usual, full = unique(USUAL), unique(FULL)
     for shape in ("llada", "dream"):
         for block in (32, 64, 128):
-            assert {c.lengths[0] for c in quick if (c.shape, c.block_size) == (shape, block)} >= {
-                4096,
-                16384,
-                65536,
-            }
+            lengths = {c.lengths[0] for c in usual if (c.shape, c.block_size) == (shape, block)}
+            assert lengths >= {4096, 16384, 65536}
             lengths = {c.lengths[0] for c in full if (c.shape, c.block_size) == (shape, block)}
             assert lengths >= set(LENGTHS)
-    assert {c.select for c in full if c.lengths == (65536,)} >= {i / 10 for i in range(1, 11)}
-    assert any(len(c.lengths) > 1 for c in quick)
+        lengths = {c.lengths[0] for c in usual if (c.shape, c.block_size) == (shape, 128)}
+        assert lengths >= set(LENGTHS)
+        assert any(len(c.lengths) > 1 for c in usual if c.shape == shape)
+    tenths = {i / 10 for i in range(1, 11)}
+    assert {c.select for c in usual if c.lengths == (16384,)} >= tenths
+    assert {c.select for c in full if c.lengths == (65536,)} >= tenths
     assert len({case.label for case in full}) == len(full)
     assert all(n % case.block_size == 0 for case in full for n in case.lengths)
 
@@ -139,3 +167,6 @@ def test_bad_arguments_name_themselves(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         attention.main(["--small", "--cases", "nonsense", "--output", str(tmp_path)])
     assert "nonsense" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        attention.main(["--small", "--lengths", "77", "--output", str(tmp_path)])
+    assert "--lengths 77" in capsys.readouterr().err

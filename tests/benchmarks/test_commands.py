@@ -1,6 +1,7 @@
 """The commands in their small form, each in processes of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from benchmarks.engine.breakdown import PARTS
 from benchmarks.measuring.rows import read_rows
 from benchmarks.requests import tables
-from benchmarks.requests.run import parse
+from benchmarks.requests.options import parse
+from benchmarks.requests.run import jobs, measurements
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "tests/golden/llada-mha"
@@ -33,10 +35,15 @@ def run(module: str, *arguments: str) -> str:
 
 
 def test_whole_requests(tmp_path: Path) -> None:
-    """The one engine start of this folder's quick tests."""
-    output = ("--output", str(tmp_path))
-    printed = run("benchmarks.requests.run", "--small", "--models", MODEL, *output)
+    """The one engine start of this folder's quick tests; the weights are drawn in it."""
+    model = tmp_path / "shape"
+    model.mkdir()
+    shutil.copy(ROOT / MODEL / "config.json", model)
+    arguments = ("--small", "--models", str(model), "--whole", "150", "--output", str(tmp_path))
+    printed = run("benchmarks.requests.run", *arguments)
     assert "relative error of the served logits" in printed
+    resumed = run("benchmarks.requests.run", *arguments, "--resume")
+    assert f"{model}, ours: all there" in resumed and f"{model}, plain: all there" in resumed
     assert "extrapolated from 2 dense, 1 building, 2 sparse steps" in printed
     steps = read_rows(tmp_path / tables.STEPS_FILE)
     found = {(row["provider"], row["kind"]) for row in steps if float(row["ms"]) > 0}
@@ -46,6 +53,12 @@ def test_whole_requests(tmp_path: Path) -> None:
         for kind in (("dense", "building", "sparse") if "parse" in provider else ("dense",))
     }
     totals = read_rows(tmp_path / tables.TOTALS_FILE)
+    whole = [row for row in totals if row["extrapolated"] == "False"]
+    totals = [row for row in totals if row["extrapolated"] == "True"]
+    assert [(row["provider"], row["length"], row["total_steps"]) for row in whole] == [
+        (provider, "150", "16") for provider in (tables.OURS_DENSE, tables.OURS_SPARSE)
+    ]
+    assert all(float(row["seconds"]) > 0 for row in whole)
     assert {(row["provider"], row["total_steps"]) for row in totals} == {
         (provider, total) for provider in tables.PROVIDERS for total in ("16", "64")
     }
@@ -56,19 +69,18 @@ def test_whole_requests(tmp_path: Path) -> None:
             counts = {"dense": 4, "building": 1, "sparse": 11} if len(kinds) > 1 else {"dense": 16}
             expected = sum(count * kinds[kind] for kind, count in counts.items()) / 1e3
             assert float(row["seconds"]) == pytest.approx(expected, rel=1e-3)
-    # The same patterns, built by our kernels and by the plain loop from other weights.
+    # The same weights, patterns built by our kernels and by the plain loop from other tokens.
     densities = {r["provider"]: float(r["density"]) for r in totals}
     assert densities[tables.OURS_DENSE] == densities[tables.PLAIN_DENSE] == 1.0
     assert densities[tables.OURS_SPARSE] == pytest.approx(densities[tables.PLAIN_SPARSE], abs=0.1)
     parts = read_rows(tmp_path / tables.BREAKDOWN_FILE)
     assert [(row["kind"], row["part"]) for row in parts] == [
-        (kind, part) for kind in ("dense", "sparse") for part in PARTS
+        (kind, part) for kind in ("dense", "building", "sparse") for part in PARTS
     ]
     of_dense = {row["part"]: float(row["ms"]) for row in parts if row["kind"] == "dense"}
     assert of_dense["linear"] > 0 and of_dense["attention"] > 0
 
 
-@pytest.mark.slow
 def test_serving(tmp_path: Path) -> None:
     run("benchmarks.serving.run", "--small", "--output", str(tmp_path))
     (row,) = read_rows(tmp_path / "serving.csv")
@@ -80,10 +92,28 @@ def test_serving(tmp_path: Path) -> None:
         assert 0 < float(row["overhead_ms"]) < float(row["wall_ms"])
 
 
+def test_the_usual_run_measures_what_it_should() -> None:
+    options = parse([])
+    found = [str(job) for job in jobs(options)]
+    assert found == [
+        f"{model}, {job}"
+        for model in ("llada-8b", "dream-7b")
+        for job in ("ours", "plain", "ours, fp8")
+    ]
+    assert [what.length for what in measurements(options, "ours")] == [4096, 16384, 32768, 65536]
+    plain = {what.length: what for what in measurements(options, "plain")}
+    assert (plain[16384].dense_steps, plain[16384].pattern_layers) == (2, 0)
+    assert (plain[65536].dense_steps, plain[65536].pattern_layers) == (1, 2)
+    one = parse(["--measure", "ours", "--models", "a", "--quantizations", "fp8"])
+    assert [str(job) for job in jobs(one)] == ["a, ours, fp8"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--lengths", "1024"], "--lengths"),
+        (["--plain-lengths", "512"], "--plain-lengths"),
+        (["--whole", "512"], "--whole"),
         (["--backend", "FLASH_ATTN"], "--backend"),
         (["--sparse-steps", "0"], "--sparse-steps"),
     ],

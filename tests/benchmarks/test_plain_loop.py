@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.reference.generate import Request, generate_dream, generate_llada
-from benchmarks.reference.models import Dimensions, LayerAttention, ReferenceModel
+from benchmarks.reference.models import Dimensions, LayerAttention, ReferenceModel, llada_name
 from benchmarks.reference.sparse_pattern import SparseSequence, SparseSettings
 from benchmarks.reference.sparse_pattern import block_pattern as reference_pattern
 from benchmarks.requests import plain_loop
@@ -15,11 +15,11 @@ from benchmarks.requests.plain_loop import SparseAttention, block_pattern, denoi
 from benchmarks.requests.plain_model import PlainModel, dense_attention
 from benchmarks.requests.plain_steps import (
     Measurement,
+    PlainRequest,
     WrongLogitsError,
     check_plain,
-    measure_plain,
 )
-from benchmarks.requests.random_model import random_weights, served_weights, tensor_shapes
+from benchmarks.requests.random_model import random_weights, tensor_shapes
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 MODELS = ("llada-mha", "dream-gqa")
@@ -117,47 +117,25 @@ def test_measuring_counts_what_was_asked_for() -> None:
     config = json.loads((GOLDEN / "llada-mha" / "config.json").read_text())
     weights = random_weights(config, torch.float32, "cpu")
     what = Measurement(80, 32, SETTINGS, dense_steps=3, sparse_steps=2, pattern_layers=1)
-    dense = measure_plain(config, weights, what, sparse=False)
+    request = PlainRequest(PlainModel(Dimensions.from_config(config), weights), what)
+    dense = request.dense()
     assert dense.measured == "3 dense"
-    sparse = measure_plain(config, weights, what, sparse=True)
+    sparse = request.sparse()
     assert sparse.measured == "3 dense, 1 building, 2 sparse"
+    assert sparse.median("dense") == dense.median("dense")
     assert "1 of 2 layers" in sparse.note
     # 5 blocks, 2 of them generated: int(5 * 0.3) + 1 of all, less those generated, and 1 of those.
     assert sparse.density is not None and 1 / 5 <= sparse.density <= 3 / 5
     assert sparse.median("building") >= sparse.median("dense")
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_weights_that_vllm_has_fused_and_padded_come_apart(model: str) -> None:
-    config = json.loads((GOLDEN / model / "config.json").read_text())
-    expected = load(model).weights
-    fused: dict[str, torch.Tensor] = {}
-    wholes = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+def test_names_in_checkpoints() -> None:
+    """Random weights are given to vLLM under a checkpoint's names."""
+    from safetensors import safe_open
 
-    def place(name: str) -> int:
-        """Of a part among those that vLLM fuses."""
-        return next((i for i, part in enumerate(wholes) if f".{part}_proj." in name), 0)
-
-    for name in sorted(expected, key=place):
-        tensor, target = expected[name], name
-        for part, whole in wholes.items():
-            target = target.replace(f".{part}_proj.", f".{whole}_proj.")
-        if name in ("lm_head.weight", "model.embed_tokens.weight"):
-            tensor = torch.cat((tensor, torch.zeros(64, tensor.shape[1])))
-        fused[target] = torch.cat((fused[target], tensor)) if target in fused else tensor
-    served = torch.nn.Module()
-    for name, tensor in fused.items():
-        owner = served
-        *path, last = name.split(".")
-        for step in path:
-            if not hasattr(owner, step):
-                owner.add_module(step, torch.nn.Module())
-            owner = getattr(owner, step)
-        owner.register_parameter(last, torch.nn.Parameter(tensor))
-    weights = served_weights(served, config)
-    assert weights.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(weights[name], tensor), name
+    config = json.loads((GOLDEN / "llada-mha" / "config.json").read_text())
+    with safe_open(GOLDEN / "llada-mha" / "model.safetensors", "pt") as file:
+        assert {llada_name(name) for name in tensor_shapes(config)} == set(file.keys())
 
 
 def test_dimensions_of_the_released_shapes() -> None:
