@@ -48,8 +48,8 @@ PLAIN_ROWS: Final = "PyTorch, float32, some rows at a time"
 DENSE: Final = "dense attention, for scale"
 PROVIDERS: Final = (OURS, DENSE, PLAIN, PLAIN_ROWS)
 
-LONGEST_PLAIN: Final = {PLAIN: 65536, PLAIN_ROWS: 65536}
-"""Tokens up to which plain PyTorch is tried: one head takes several L x L matrices."""
+LONGEST_PLAIN: Final = {PLAIN: 65536, PLAIN_ROWS: 32768}
+"""Tokens up to which plain PyTorch is tried: one head takes several L x L matrices, and seconds."""
 
 
 def dense_attention(device: str) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:

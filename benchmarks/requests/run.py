@@ -35,6 +35,7 @@ from benchmarks.engine.denoising_engine import (
 )
 from benchmarks.measuring.deadline import Deadline
 from benchmarks.measuring.environment import headline
+from benchmarks.measuring.memory import peak_gib, start_peak
 from benchmarks.measuring.rows import reason
 from benchmarks.reference.models import Dimensions, ReferenceModel
 from benchmarks.reference.sparse_pattern import SparseSettings
@@ -43,7 +44,12 @@ from benchmarks.requests.options import UNQUANTIZED, parse
 from benchmarks.requests.plain_model import PlainModel
 from benchmarks.requests.plain_steps import Measurement, PlainRequest, check_plain
 from benchmarks.requests.random_model import random_weights, read_config, register_loader
-from benchmarks.requests.served_steps import check_served, measure_served, whole_request
+from benchmarks.requests.served_steps import (
+    check_served,
+    measure_served,
+    profile_served,
+    whole_request,
+)
 from benchmarks.requests.tables import RequestTables
 
 GRACE: Final = 60.0
@@ -187,16 +193,13 @@ def measure_plain_loops(
             continue
         plain = PlainRequest(model, what)
         for request, measure in ((dense, plain.dense), (sparse, plain.sparse)):
-            if device == "cuda":
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
+            start_peak()
             try:
                 times = measure()
             except Exception as problem:
                 table.failed(request, reason(problem))
                 continue
-            peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
-            table.add(request, times, what, options.totals, request is sparse, peak)
+            table.add(request, times, what, options.totals, request is sparse, peak_gib())
 
 
 def measure_ours(
@@ -229,15 +232,16 @@ def measure_ours(
             if deadline.passed:
                 table.failed(sparse, deadline.note)
                 continue
+            start_peak()
             try:
-                result = measure_served(llm, what, not options.no_profile)
+                times = measure_served(llm, what)
+                peak = peak_gib()
+                for request in (dense, sparse):
+                    table.add(request, times, what, options.totals, request is sparse, peak)
+                if not options.no_profile:
+                    table.add_breakdown(sparse, profile_served(llm, what, times))
             except Exception as problem:
                 table.failed(sparse, reason(problem))
-                continue
-            for request in (dense, sparse):
-                is_sparse = request is sparse
-                table.add(request, result.times, what, options.totals, is_sparse, result.peak_gib)
-            table.add_breakdown(sparse, result)
         measure_whole(llm, options, job, table, deadline)
     finally:
         stop_engine(llm)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -24,26 +23,14 @@ from benchmarks.requests.step_times import StepTimes, steps_by_kind, steps_to_me
 
 CHECKED_LENGTH: Final = 500
 CHECKED_ROWS: Final = 64
-ALLOWED_ERROR: Final = {torch.bfloat16: 0.1, torch.float16: 0.03, torch.float32: 1e-3}
-"""Largest error of all layers' logits, relative to their norm, that passes the check."""
+ALLOWED_ERROR: Final = {torch.bfloat16: 0.2, torch.float16: 0.03, torch.float32: 1e-3}
+"""Largest error of all layers' logits, relative to their norm, that passes the check.
+
+Both sides round: 32 layers in bfloat16 are 0.09 apart, where one is 0.017.
+"""
 
 ALLOWED_ERROR_QUANTIZED: Final = 0.5
 """The same with quantized weights: unrelated logits are about 1.4 apart."""
-
-
-@dataclass(frozen=True)
-class ServedSteps:
-    """What one request showed.
-
-    Attributes:
-        times: dense, building and sparse steps.
-        profiles: by kind of step.
-        peak_gib: largest memory in use on the device; 0 on a CPU.
-    """
-
-    times: StepTimes
-    profiles: dict[str, StepProfile]
-    peak_gib: float
 
 
 def check_served(
@@ -78,15 +65,11 @@ def check_served(
     return error
 
 
-def measure_served(llm: Any, what: Measurement, profile: bool) -> ServedSteps:
+def measure_served(llm: Any, what: Measurement) -> StepTimes:
     """Time the steps of one request that is sparse after its dense steps, then abort it.
 
-    One dense and one sparse step more than asked for warm up. With `profile` a second request runs
-    one step of each kind under the profiler; their parts are set against the medians of the first.
+    One dense and one sparse step more than asked for warm up.
     """
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
     skip = what.settings.skip
     total = steps_to_measure(1 + what.dense_steps, 1 + what.sparse_steps, skip, most=what.canvas)
     building = steps_by_kind(total, skip, sparse=True)["dense"]
@@ -105,9 +88,7 @@ def measure_served(llm: Any, what: Measurement, profile: bool) -> ServedSteps:
     times.add("dense", seconds[building - what.dense_steps : building])
     times.add("building", [seconds[building]])
     times.add("sparse", seconds[sparse_from:])
-    profiles = _profiles(llm, what, times) if profile else {}
-    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
-    return ServedSteps(times, profiles, peak)
+    return times
 
 
 def whole_request(llm: Any, what: Measurement, total_steps: int, sparse: bool) -> float:
@@ -118,7 +99,14 @@ def whole_request(llm: Any, what: Measurement, total_steps: int, sparse: bool) -
     return sum(run.seconds)
 
 
-def _profiles(llm: Any, what: Measurement, times: StepTimes) -> dict[str, StepProfile]:
+def profile_served(llm: Any, what: Measurement, times: StepTimes) -> dict[str, StepProfile]:
+    """Where the time of a step of each kind goes, from a request of its own under the profiler.
+
+    Args:
+        llm: the engine.
+        what: the request.
+        times: of its steps without a profiler, which the parts are set against.
+    """
     skip = what.settings.skip
     total = steps_to_measure(1, 1, skip, most=what.canvas)
     building = steps_by_kind(total, skip, sparse=True)["dense"]

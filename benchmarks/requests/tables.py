@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from benchmarks.engine.breakdown import PARTS
+from benchmarks.engine.breakdown import PARTS, StepProfile
 from benchmarks.measuring.rows import RowFile
 from benchmarks.measuring.timing import Quantiles
 from benchmarks.requests.plain_steps import Measurement
-from benchmarks.requests.served_steps import ServedSteps
 from benchmarks.requests.step_times import KINDS, StepTimes
 
 _REQUEST: Final = (
@@ -112,9 +112,11 @@ class RequestTables:
         self._totals.add({**request, **row, "measured": f"all {total_steps} steps"})
         print(f"{name_of(request)}: T = {total_steps}: {seconds:.2f} s, run to the end", flush=True)
 
-    def add_breakdown(self, request: dict[str, object], result: ServedSteps) -> None:
+    def add_breakdown(
+        self, request: dict[str, object], profiles: Mapping[str, StepProfile]
+    ) -> None:
         """Where the time of a step of each kind goes."""
-        for kind, profile in result.profiles.items():
+        for kind, profile in profiles.items():
             total = sum(profile.milliseconds.values())
             for part in PARTS:
                 ms = profile.milliseconds[part]

@@ -15,7 +15,6 @@ from benchmarks.plots.summary_tables import attention_table, missing, number
 from benchmarks.reference.sparse_pattern import SparseSettings
 from benchmarks.requests import tables
 from benchmarks.requests.plain_steps import Measurement
-from benchmarks.requests.served_steps import ServedSteps
 from benchmarks.requests.step_times import StepTimes
 
 
@@ -32,7 +31,7 @@ def request_table(folder: Path) -> None:
         request = tables.describe("llada-8b", provider, "bfloat16", quantization, what)
         table.add(request, times, what, [128, 1024], sparse, 20.0)
     parts = {kind: StepProfile(dict.fromkeys(PARTS, 1.0), []) for kind in ("dense", "sparse")}
-    table.add_breakdown(request, ServedSteps(times, parts, 20.0))
+    table.add_breakdown(request, parts)
     whole = tables.describe("llada-8b", tables.OURS_SPARSE, "bfloat16", "none", what)
     table.add_whole(whole, 128, 300.0)
 
