@@ -11,7 +11,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import torch
 
@@ -185,6 +185,7 @@ class CudaGraph:
 
     _pool: Any = None
     _stream: torch.cuda.Stream | None = None
+    _alive: ClassVar["weakref.WeakSet[CudaGraph]"] = weakref.WeakSet()
 
     def __init__(self, run: Callable[[], torch.Tensor]) -> None:
         """Record the pass, without computing it.
@@ -196,7 +197,9 @@ class CudaGraph:
 
         if CudaGraph._stream is None:
             CudaGraph._stream = torch.cuda.Stream()
+        if not CudaGraph._alive:
             # One pool: passes follow each other, and each result is used up before the next pass.
+            # PyTorch gives it up with the last graph in it, after `clear` or an engine's end.
             CudaGraph._pool = torch.cuda.graph_pool_handle()
         self._graph = torch.cuda.CUDAGraph()
         CudaGraph._stream.wait_stream(torch.cuda.current_stream())
@@ -210,6 +213,7 @@ class CudaGraph:
         torch.cuda.current_stream().wait_stream(CudaGraph._stream)
         # The graph owns the memory: a weak reference lets the next graph use it too.
         self._output: torch.Tensor = weak_ref_tensor(output)
+        CudaGraph._alive.add(self)
 
     def replay(self) -> torch.Tensor:
         self._graph.replay()
