@@ -15,12 +15,15 @@ from benchmarks.quality.words import ADJECTIVES, FILLER, MONTHS, NAMES, NOUNS, S
 CountTokens = Callable[[str], int]
 """Tokens of a text."""
 
+Fact = tuple[str, ...]
+"""A line in parts: every second one is a value that the rest of the line asks for."""
+
 SPLITS: Final = ("train", "validation", "test")
 MAX_FACTS: Final = 64  # per document, where the caller names no number
 TOKENS_PER_FACT: Final = 64  # of a document's length, likewise
-CHAIN_LENGTH: Final = 3  # variables that hold one value
-COMMON_WORDS: Final = 3  # asked for
-COMMON_RATIO: Final = 10  # occurrences of a common word for one of another
+CHAIN_LENGTH: Final = 2  # variables that hold one value
+VALUES_PER_KEY: Final = 2  # where a key has several
+COMMON_RATIO: Final = 20  # occurrences of a common word for one of another
 LIST_WORDS: Final = 8  # words on a line of a list
 _BEFORE_VOWEL: Final = re.compile(r"\b([Aa]) (?=[aeiou])")
 _FILLER_TRIES: Final = 4  # sentences tried where little room is left
@@ -40,11 +43,13 @@ class Document:
 
     Attributes:
         task: a name of `TASKS`.
+        restated: facts that stand in it and are to be said once more, for training.
     """
 
     task: str
     lines: tuple[str, ...]
     questions: tuple[Question, ...]
+    restated: tuple[Fact, ...] = ()
 
     @property
     def text(self) -> str:
@@ -66,6 +71,8 @@ class Limits:
         asked: questions kept, the first one drawn at random; None: all.
         facts: facts to place; None: by the length, at most 64.
         filler: whether the rest is filled with other sentences.
+        restated: share of the facts to be said once more, room for them included; only facts that
+            their line alone tells from all others.
     """
 
     tokens: int
@@ -74,12 +81,22 @@ class Limits:
     asked: int | None = 1
     facts: int | None = None
     filler: bool = True
+    restated: float = 0.0
 
 
 @dataclass(slots=True)
 class _Facts:
-    lines: list[str]
+    """What a task places.
+
+    Attributes:
+        lines: each a fact, or of one part alone.
+        questions: with their answers.
+        unique: whether each line tells its values from those of all others.
+    """
+
+    lines: list[Fact]
     questions: list[Question]
+    unique: bool = True
 
 
 def make_document(task: str, split: str, seed: int, limits: Limits) -> Document:
@@ -111,14 +128,16 @@ def make_document(task: str, split: str, seed: int, limits: Limits) -> Document:
         # The order of the questions must not give away that of the facts.
         rng.shuffle(facts.questions)
         questions = facts.questions[: limits.asked]
+        lines = ["".join(line) for line in facts.lines]
+        known = facts.lines if facts.unique else []
+        restated = rng.sample(known, int(limits.restated * len(known)))
         room = limits.tokens - _turn_tokens(questions, limits)
-        room -= sum(map(limits.count, facts.lines))
+        room -= sum(map(limits.count, [*lines, *map("".join, restated)]))
         if room >= 0:
-            lines = facts.lines
             # A list of words is long by itself.
             if limits.filler and task != "common_words":
                 lines = _merged(rng, lines, _filler(rng, room, limits.count))
-            return Document(task, tuple(lines), tuple(questions))
+            return Document(task, tuple(lines), tuple(questions), tuple(restated))
         wanted = wanted * 3 // 4
     raise ValueError(f"{limits.tokens} tokens are too few for a document of {task}")
 
@@ -138,24 +157,31 @@ def _turn_tokens(questions: Sequence[Question], limits: Limits) -> int:
 
 
 def _number(rng: random.Random) -> str:
-    return f"{rng.randrange(100_000):05d}"
+    return f"{rng.randrange(10_000):04d}"
 
 
 def _numbers(rng: random.Random, count: int) -> list[str]:
-    return [f"{n:05d}" for n in rng.sample(range(100_000), count)]
+    return [f"{n:04d}" for n in rng.sample(range(10_000), count)]
 
 
 def _keys(rng: random.Random, count: int) -> list[str]:
     """Different pairs of an adjective and a noun."""
     drawn = rng.sample(range(len(ADJECTIVES) * len(NOUNS)), count)
-    return [f"{ADJECTIVES[i // len(NOUNS)]} {NOUNS[i % len(NOUNS)]}" for i in drawn]
+    return [f"the {ADJECTIVES[i // len(NOUNS)]} {NOUNS[i % len(NOUNS)]}" for i in drawn]
+
+
+def _line(what: str, key: str, value: str) -> Fact:
+    """A number stands apart from the space before it, as its tokens do."""
+    if value.isdigit():
+        return (f"The {what} of {key} is ", value, ".\n")
+    return (f"The {what} of {key} is", f" {value}", ".\n")
 
 
 def _access_codes(rng: random.Random, count: int) -> _Facts:
     codes = [(key, _number(rng)) for key in _keys(rng, count)]
     return _Facts(
-        [f"The access code of the {key} is {code}.\n" for key, code in codes],
-        [Question(f"What is the access code of the {key}?", code) for key, code in codes],
+        [_line("access code", key, code) for key, code in codes],
+        [Question(f"What is the access code of {key}?", code) for key, code in codes],
     )
 
 
@@ -164,20 +190,21 @@ def _single_needle(rng: random.Random, count: int) -> _Facts:
 
 
 def _multi_value(rng: random.Random, count: int) -> _Facts:
-    """Keys with two or three values each, all of them mixed; the answer is in document order."""
+    """Keys with two values each, all of them mixed; the answer is in document order."""
     facts: list[tuple[str, str]] = []
-    for key in _keys(rng, max(1, count * 2 // 5)):
-        facts += [(key, value) for value in _numbers(rng, rng.choice((2, 3)))]
+    for key in _keys(rng, max(1, count // VALUES_PER_KEY)):
+        facts += [(key, value) for value in _numbers(rng, VALUES_PER_KEY)]
     rng.shuffle(facts)
     values: dict[str, list[str]] = {}
     for key, value in facts:
         values.setdefault(key, []).append(value)
     return _Facts(
-        [f"The {key} has the call number {value}.\n" for key, value in facts],
+        [_line("call number", key, value) for key, value in facts],
         [
-            Question(f"Which call numbers does the {key} have?", ", ".join(listed))
+            Question(f"What are the call numbers of {key}?", ", ".join(listed))
             for key, listed in values.items()
         ],
+        unique=False,
     )
 
 
@@ -185,65 +212,52 @@ def _variable_tracking(rng: random.Random, count: int) -> _Facts:
     """Chains of copies, mixed; a variable is copied after it was set."""
     chains = max(1, min(count, len(NOUNS)) // CHAIN_LENGTH)
     names = rng.sample(NOUNS, chains * CHAIN_LENGTH)
-    members = [names[i::chains] for i in range(chains)]
     values = rng.sample(ADJECTIVES, chains)
-    lines = []
+    lines: list[Fact] = []
+    questions = []
     order = [chain for chain in range(chains) for _ in range(CHAIN_LENGTH)]
     rng.shuffle(order)
     placed = [0] * chains
     for chain in order:
-        name = members[chain][placed[chain]]
+        members = names[chain::chains]
+        name = members[placed[chain]]
         if placed[chain]:
-            lines.append(f"Variable {name} is a copy of {members[chain][placed[chain] - 1]}.\n")
+            lines.append(
+                (f"The value of {name} is that of", f" {members[placed[chain] - 1]}", ".\n")
+            )
         else:
-            lines.append(f"Variable {name} is {values[chain]}.\n")
+            lines.append(_line("value", name, values[chain]))
+        questions.append(Question(f"What is the value of {name}?", values[chain]))
         placed[chain] += 1
-    return _Facts(
-        lines,
-        [
-            Question(f"Which variables are {value}?", ", ".join(chain))
-            for value, chain in zip(values, members, strict=True)
-        ],
-    )
-
-
-def _common_words(rng: random.Random, count: int) -> _Facts:
-    """`count` lines of words, three of which occur ten times as often as any other.
-
-    The answer has them in any order: which of the three comes first says nothing.
-    """
-    words = count * LIST_WORDS
-    pool = rng.sample(NOUNS + ADJECTIVES, len(NOUNS) + len(ADJECTIVES))
-    common, others = pool[:COMMON_WORDS], pool[COMMON_WORDS:]
-    times = -(-words // (COMMON_WORDS * COMMON_RATIO + len(others)))
-    listed = common * (COMMON_RATIO * times)
-    listed += (others * times)[: max(0, words - len(listed))]
-    if len(listed) > words:
-        # Few lines: the common words alone would be more than all of them.
-        listed = common * COMMON_RATIO + others[:COMMON_WORDS]
-    rng.shuffle(listed)
-    lines = [" ".join(listed[i : i + LIST_WORDS]) + "\n" for i in range(0, len(listed), LIST_WORDS)]
-    question = "Which three words are the most common in the list?"
-    return _Facts(lines, [Question(question, ", ".join(common))])
+    return _Facts(lines, questions)
 
 
 def _report(rng: random.Random, count: int) -> _Facts:
-    """Records of four fields; one field of each is asked for."""
+    """Records of four fields, all of them asked for."""
     lines, questions = [], []
-    for key in _keys(rng, max(1, count // 2)):
-        fields = {
-            f"Who inspected the {key}?": rng.choice(NAMES),
-            f"What is the status of the {key}?": rng.choice(STATUSES),
-            f"What is the pressure at the {key}?": _number(rng),
-            f"When is the next visit to the {key}?": rng.choice(MONTHS),
-        }
-        name, status, pressure, month = fields.values()
-        lines.append(
-            f"Report on the {key}: inspected by {name}, status {status}, pressure {pressure}, "
-            f"next visit in {month}.\n"
-        )
-        questions.append(Question(*rng.choice(list(fields.items()))))
+    for key in _keys(rng, max(1, count // len(_FIELDS))):
+        for field_name, draw in _FIELDS.items():
+            value = draw(rng)
+            lines.append(_line(field_name, key, value))
+            questions.append(Question(f"What is the {field_name} of {key}?", value))
     return _Facts(lines, questions)
+
+
+def _common_words(rng: random.Random, count: int) -> _Facts:
+    """`count` lines of words, one of which occurs twenty times as often as any other."""
+    words = count * LIST_WORDS
+    pool = rng.sample(NOUNS + ADJECTIVES, len(NOUNS) + len(ADJECTIVES))
+    common, *others = pool
+    times = -(-words // (COMMON_RATIO + len(others)))
+    listed = [common] * (COMMON_RATIO * times)
+    listed += (others * times)[: max(0, words - len(listed))]
+    if len(listed) > words:
+        # Few lines: the common word alone would be more than all of them.
+        listed = [common] * COMMON_RATIO + others[:1]
+    rng.shuffle(listed)
+    lines = [" ".join(listed[i : i + LIST_WORDS]) + "\n" for i in range(0, len(listed), LIST_WORDS)]
+    question = "Which word is the most common in the list?"
+    return _Facts([(line,) for line in lines], [Question(question, common)], unique=False)
 
 
 def _words_that_fit(wanted: int, limits: Limits) -> int:
@@ -292,6 +306,13 @@ _FILLER_WORDS: Final[dict[str, tuple[str, ...]]] = {
     "{noun}": NOUNS,
     "{month}": MONTHS,
     "{small}": tuple(str(n) for n in range(2, 100)),
+}
+
+_FIELDS: Final[dict[str, Callable[[random.Random], str]]] = {
+    "inspector": lambda rng: rng.choice(NAMES),
+    "status": lambda rng: rng.choice(STATUSES),
+    "pressure": _number,
+    "month": lambda rng: rng.choice(MONTHS),
 }
 
 TASKS: Final[dict[str, Callable[[random.Random, int], _Facts]]] = {

@@ -40,33 +40,29 @@ class BatchSource:
     ) -> None:
         self._seed, self._batch_tokens = seed, batch_tokens
         self._pool, self._ahead = pool, ahead
-        self._pending: dict[tuple[int, int], Future[Batch]] = {}
+        self._pending: dict[int, Future[Batch]] = {}
+        self._stage = -1
 
     def batch(self, curriculum: Curriculum, step: int) -> Batch:
         """The batch of a step; those of the next steps are begun."""
-        stage = curriculum.stage_of(self._seed, step)
         if self._pool is None:
-            return _work(*self._arguments(curriculum, step, stage))
-        wanted = {}
-        for later in range(step, step + self._ahead):
-            key = (later, curriculum.stage_of(self._seed, later))
-            begun = key in self._pending
-            wanted[key] = (
-                self._pending.pop(key)
-                if begun
-                else self._pool.submit(_work, *self._arguments(curriculum, *key))
-            )
-        # After a change of stage: made for the one before.
-        for stale in self._pending.values():
-            stale.cancel()
-        self._pending = wanted
-        return self._pending.pop((step, stage)).result()
+            return _work(*self._arguments(curriculum, step))
+        if curriculum.stage != self._stage:
+            # Begun for the stage before: other batches.
+            for stale in self._pending.values():
+                stale.cancel()
+            self._pending.clear()
+            self._stage = curriculum.stage
+        first = max(self._pending, default=step - 1) + 1
+        for later in range(first, step + self._ahead):
+            arguments = self._arguments(curriculum, later)
+            self._pending[later] = self._pool.submit(_work, *arguments)
+        return self._pending.pop(step).result()
 
-    def _arguments(
-        self, curriculum: Curriculum, step: int, index: int
-    ) -> tuple[int, int, Stage, int]:
-        stage = curriculum.stages[index]
-        sequences = min(MOST_SEQUENCES, max(1, self._batch_tokens // stage.length))
+    def _arguments(self, curriculum: Curriculum, step: int) -> tuple[int, int, Stage, int]:
+        stage = curriculum.stages[curriculum.stage_of(self._seed, step)]
+        tokens = stage.batch_tokens or self._batch_tokens
+        sequences = min(MOST_SEQUENCES, max(1, tokens // stage.length))
         return self._seed, step, stage, sequences
 
 

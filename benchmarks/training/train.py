@@ -1,6 +1,6 @@
 """Train the small diffusion language model from nothing, in one command.
 
-    python -m benchmarks.training.train --output small-model --minutes 20
+    python -m benchmarks.training.train --output small-model
 
 The folder gets `model/` (what vLLM serves), `checkpoint/` (to go on from) and `log.jsonl`. The same
 command goes on where a checkpoint lies; Ctrl-C or --stop-after ends a run at any moment. The
@@ -16,17 +16,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
 
 from benchmarks.training.batches import BatchSource, batch_source
 from benchmarks.training.checkpoint import (
@@ -36,14 +31,16 @@ from benchmarks.training.checkpoint import (
     training_tensors,
 )
 from benchmarks.training.curriculum import STAGES, Curriculum
-from benchmarks.training.data import TASK_NAMES, Batch, Encoder, Stage
+from benchmarks.training.data import Batch, Encoder, Stage
+from benchmarks.training.initialization import align_forms, shape_attention
 from benchmarks.training.model import Model, Shape, save_served_model
 from benchmarks.training.optimizers import make_optimizers
 from benchmarks.training.tokenizer import train_tokenizer
+from benchmarks.training.update import Update
 
 CHECK_EVERY: Final = 20  # steps between looks at the loss and the exact match
 SAVE_EVERY: Final = 120.0  # seconds
-COOLDOWN: Final = 0.15  # last share of the time, in which the learning rate falls
+COOLDOWN: Final = 0.15  # last share of the steps, in which the learning rate falls
 LAST_RATE: Final = 0.05  # of the learning rate, at the end of it
 
 
@@ -56,12 +53,14 @@ class Settings:
     """What defines a training; one that goes on must have the same.
 
     Attributes:
+        steps: of the whole training.
         warm_up: steps in which the learning rate rises.
         clip: largest norm of the gradient.
     """
 
     seed: int = 0
-    batch_tokens: int = 65_536
+    steps: int = 10_000
+    batch_tokens: int = 32_768
     learning_rate: float = 1e-3
     warm_up: int = 200
     weight_decay: float = 0.1
@@ -72,38 +71,22 @@ class Settings:
 
 # For a look at the machinery on a CPU: it learns the form of an answer and little more.
 SMOKE: Final = Settings(
+    steps=300,
     batch_tokens=2048,
     warm_up=10,
     shape=Shape(0, d_model=64, n_heads=1, n_layers=2, mlp_hidden_size=128),
     stages=(
-        Stage(1, 128, False, (("multi_key", 1.0),)),
+        Stage(1, 128, False, 0.0, (("multi_key", 1.0),)),
         replace(STAGES[2], facts=4, length=512),
-        replace(STAGES[5], facts=4, length=1024),
+        replace(STAGES[4], facts=4, length=1024),
     ),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """When to stop.
-
-    Attributes:
-        minutes: of the whole training, all runs together.
-        stop_after: minutes of this run.
-        max_steps: of the whole training.
-    """
-
-    minutes: float
-    stop_after: float = float("inf")
-    max_steps: float = float("inf")
 
 
 class Training:
     """Model, optimizers, curriculum and progress; goes on from a checkpoint if there is one."""
 
-    def __init__(
-        self, settings: Settings, folder: Path, device: torch.device, compiled: bool = False
-    ) -> None:
+    def __init__(self, settings: Settings, folder: Path, device: torch.device) -> None:
         """Raises ValueError where the folder holds a training with other settings."""
         self.folder, self.device = folder, device
         self.tokenizer = folder / "model"
@@ -114,72 +97,57 @@ class Training:
         rows = -(-self.encoder.vocab_size // 64) * 64
         self.settings = replace(settings, shape=replace(settings.shape, vocab_size=rows))
         torch.manual_seed(settings.seed)
-        self.model = Model(self.settings.shape).to(device)
+        self.model = Model(self.settings.shape)
+        align_forms(self.model, self.encoder.forms)
+        shape_attention(self.model, self.encoder.start)
+        self.model.to(device)
         rate, decay = settings.learning_rate, settings.weight_decay
         self.optimizers = make_optimizers(self.model, rate, decay, fused=device.type == "cuda")
         self.curriculum = Curriculum(settings.stages)
         self.step, self.seconds = 0, 0.0
-        self.cooldown: tuple[int, int] | None = None  # first step, steps
-        self._counts = torch.zeros(2, len(TASK_NAMES), dtype=torch.int64, device=device)
+        self._loss = 0.0  # of the steps since it was last taken
         self._resume()
-        if compiled:
-            for block in self.model.blocks:
-                block.compile(dynamic=True)
+        self.update = Update(self.model, self.optimizers, settings.clip)
 
     @property
     def finished(self) -> bool:
-        return self.cooldown is not None and self.step >= sum(self.cooldown)
+        return self.step >= self.settings.steps
 
     def rate(self) -> float:
         """Learning rate of the next step."""
-        rate = self.settings.learning_rate * min(1.0, (self.step + 1) / self.settings.warm_up)
-        if self.cooldown is not None:
-            first, steps = self.cooldown
-            rate *= 1 - (1 - LAST_RATE) * (self.step - first) / steps
-        return rate
+        rise = (self.step + 1) / self.settings.warm_up
+        left = (self.settings.steps - self.step) / (COOLDOWN * self.settings.steps)
+        fall = 1 - (1 - LAST_RATE) * (1 - left)
+        return self.settings.learning_rate * min(1.0, rise, fall)
 
-    def train_step(self, batch: Batch, current: bool) -> Tensor:
-        """One step; returns the loss.
+    def train_step(self, batch: Batch, current: bool) -> None:
+        """One step.
 
         Args:
             batch: of this step.
             current: whether it is of the current stage, so that its answers count.
         """
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.rate()
-        tokens, positions, targets, weights = (
-            self._moved(array)
-            for array in (batch.tokens, batch.positions, batch.targets, batch.weights)
-        )
-        with self._precision():
-            logits = self.model(tokens, positions)
-        logits = logits.float()
-        loss = (cross_entropy(logits, targets, reduction="none") * weights).sum()
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.update(batch, self.rate(), counted=current)
         self.step += 1
-        if current and len(batch.question_tasks):
-            self._count(batch, logits.detach().argmax(dim=-1) != targets)
-        return loss.detach()
 
-    def flush_counts(self) -> None:
-        """Hand the answers counted on the device to the curriculum."""
-        correct, asked = self._counts.tolist()
+    def take_loss(self) -> float:
+        """Sum over the steps since the last call; the curriculum gets the answers counted."""
+        self._flush_results()
+        loss, self._loss = self._loss, 0.0
+        return loss
+
+    def _flush_results(self) -> None:
+        loss, correct, asked = self.update.take_results()
         self.curriculum.add(correct, asked)
-        self._counts.zero_()
+        self._loss += loss
 
     def save(self) -> None:
         """Write the checkpoint and the model that vLLM serves."""
-        self.flush_counts()
+        self._flush_results()
         state = {
             "settings": _plain(self.settings),
             "step": self.step,
             "seconds": self.seconds,
-            "cooldown": self.cooldown,
             "curriculum": {k: v for k, v in asdict(self.curriculum).items() if k != "stages"},
         }
         save_checkpoint(
@@ -204,56 +172,39 @@ class Training:
             raise ValueError(f"{self.folder} holds a training with other settings")
         restore(self.model, self.optimizers, tensors)
         self.step, self.seconds = state["step"], state["seconds"]
-        self.cooldown = tuple(state["cooldown"]) if state["cooldown"] else None
         self.curriculum = Curriculum(self.settings.stages, **state["curriculum"])
 
-    def _moved(self, array: Any) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
 
-    @contextmanager
-    def _precision(self) -> Iterator[None]:
-        """bfloat16 products on CUDA, and there the attention that is fastest on Hopper chips."""
-        if self.device.type != "cuda":
-            yield
-            return
-        order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-        with torch.autocast("cuda", torch.bfloat16), sdpa_kernel(order, set_priority=True):
-            yield
-
-    def _count(self, batch: Batch, wrong: Tensor) -> None:
-        """A fully masked answer is right when all of its tokens are."""
-        questions, tasks = self._moved(batch.questions), self._moved(batch.question_tasks)
-        # Positions of no such question go to a place of their own, at the end.
-        mistakes = torch.zeros(len(tasks) + 1, dtype=torch.int64, device=self.device)
-        mistakes.index_add_(0, questions % len(mistakes), wrong.long())
-        self._counts[0].index_add_(0, tasks, (mistakes[:-1] == 0).long())
-        self._counts[1].index_add_(0, tasks, torch.ones_like(tasks))
-
-
-def run(training: Training, budget: Budget, workers: int, quiet: bool = False) -> None:
-    """Train until the budget, this run's share of it, or a signal says stop; then save."""
+def run(
+    training: Training,
+    workers: int,
+    stop_after: float = float("inf"),
+    stop_at: float = float("inf"),
+    quiet: bool = False,
+) -> None:
+    """Train and save: to the last step, a signal, `stop_after` minutes or the step `stop_at`."""
     settings = training.settings
-    log = _Log(training, budget, quiet)
+    log = _Log(training, quiet)
     with (
         _StopSignal() as stop,
         batch_source(settings.seed, settings.batch_tokens, training.tokenizer, workers) as source,
     ):
-        _steps(training, budget, source, log, stop)
+        _steps(training, source, log, stop, 60 * stop_after, stop_at)
         training.save()
         log.event(f"saved at step {training.step}" + (", finished" if training.finished else ""))
 
 
 def _steps(
-    training: Training, budget: Budget, source: BatchSource, log: "_Log", stop: "_StopSignal"
+    training: Training,
+    source: BatchSource,
+    log: "_Log",
+    stop: "_StopSignal",
+    seconds: float,
+    stop_at: float,
 ) -> None:
     settings, curriculum = training.settings, training.curriculum
     began = saved = last = time.monotonic()
-    pace: float | None = None  # seconds of a step, of late
-    losses: list[Tensor] = []
-    while not training.finished and training.step < budget.max_steps:
+    while not training.finished and training.step < stop_at:
         index = curriculum.stage_of(settings.seed, training.step)
         try:
             batch = source.batch(curriculum, training.step)
@@ -262,37 +213,26 @@ def _steps(
             if stop.asked:
                 return
             raise
-        losses.append(training.train_step(batch, index == curriculum.stage))
+        training.train_step(batch, index == curriculum.stage)
+        now = time.monotonic()
+        training.seconds += now - last
+        last = now
         if training.step % CHECK_EVERY == 0:
-            loss = float(torch.stack(losses).mean())
-            losses.clear()
+            loss = training.take_loss() / CHECK_EVERY
             if math.isnan(loss):
                 raise SystemExit(
                     f"the loss is not a number at step {training.step}; the checkpoint in "
                     f"{training.folder} is from before"
                 )
-            training.flush_counts()
             log.write(loss, curriculum.exact_match())
             passed = curriculum.verdict(training.step)
             if passed is not None:
                 log.event(f"stage {curriculum.stage} from here on: {passed}")
-        now = time.monotonic()
-        spent, last = now - last, now
-        training.seconds += spent
-        pace = spent if pace is None else 0.98 * pace + 0.02 * spent
-        _begin_cooldown(training, budget, pace)
-        if stop.asked or now - began > 60 * budget.stop_after:
+        if stop.asked or now - began > seconds:
             return
         if now - saved > SAVE_EVERY:
             training.save()
             saved = now
-
-
-def _begin_cooldown(training: Training, budget: Budget, pace: float) -> None:
-    """Let the learning rate fall over as many steps as the rest of the time will hold."""
-    left = 60 * budget.minutes - training.seconds
-    if training.cooldown is None and left <= 60 * budget.minutes * COOLDOWN:
-        training.cooldown = (training.step, max(1, int(left / pace)))
 
 
 class _StopSignal:
@@ -316,8 +256,8 @@ class _StopSignal:
 class _Log:
     """A bar on the terminal and a line of JSON for every look."""
 
-    def __init__(self, training: Training, budget: Budget, quiet: bool) -> None:
-        self.training, self.minutes, self.quiet = training, budget.minutes, quiet
+    def __init__(self, training: Training, quiet: bool) -> None:
+        self.training, self.quiet = training, quiet
         self.path = training.folder / "log.jsonl"
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         # What a run wrote after the checkpoint that this one goes on from.
@@ -338,11 +278,11 @@ class _Log:
             exact_match=rates,
         )
         if not self.quiet:
-            share = min(1.0, training.seconds / 60 / self.minutes)
+            steps = training.settings.steps
             shown = " ".join(f"{name} {rate:.2f}" for name, rate in rates.items())
             print(
-                f"\r[{'#' * int(20 * share):20}] {training.seconds / 60:5.1f}/{self.minutes:g} min "
-                f"step {training.step} stage {stage} loss {loss:.4f} {shown}",
+                f"\r[{'#' * (20 * training.step // steps):20}] step {training.step} of {steps} "
+                f"{training.seconds / 60:.1f} min stage {stage} loss {loss:.4f} {shown}",
                 end="\x1b[K",
                 flush=True,
             )
@@ -370,27 +310,26 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--output", type=Path, required=True, help="folder; a training in it goes on")
-    add("--minutes", type=float, default=20.0, help="of the whole training, all runs together")
+    add("--steps", type=int, help=f"of the whole training; default: {Settings().steps}")
     add("--stop-after", type=float, default=float("inf"), help="minutes of this run")
-    add("--max-steps", type=float, default=float("inf"), help="of the whole training; 0: save only")
+    add("--stop-at", type=float, default=float("inf"), help="step; 0: save only")
     add("--seed", type=int, default=0)
     add("--learning-rate", type=float, help="default: 0.001")
-    add("--batch-tokens", type=int, help="default: 65536")
+    add("--batch-tokens", type=int, help=f"default: {Settings().batch_tokens}")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--workers", type=int, default=max(0, min(14, (os.cpu_count() or 1) - 2)))
-    add("--compile", action="store_true", help="torch.compile the layers")
     add("--smoke", action="store_true", help="a tiny model and tiny documents")
     options = parser.parse_args()
     given = {
         name: getattr(options, name)
-        for name in ("seed", "learning_rate", "batch_tokens")
+        for name in ("seed", "steps", "learning_rate", "batch_tokens")
         if getattr(options, name) is not None
     }
     settings = replace(SMOKE if options.smoke else Settings(), **given)
-    training = Training(settings, options.output, torch.device(options.device), options.compile)
+    training = Training(settings, options.output, torch.device(options.device))
     parameters = sum(p.numel() for p in training.model.parameters())
     print(f"{parameters:,} parameters on {options.device}, from step {training.step}")
-    run(training, Budget(options.minutes, options.stop_after, options.max_steps), options.workers)
+    run(training, options.workers, options.stop_after, options.stop_at)
     return 0
 
 

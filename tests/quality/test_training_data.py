@@ -19,9 +19,10 @@ from benchmarks.training.data import (
     Stage,
     make_batch,
 )
+from benchmarks.training.tokenizer import training_text
 
-KEYS = Stage(4, 256, False, (("multi_key", 1.0),))
-MIXED = Stage(16, 1024, True, STAGES[-1].weights)
+KEYS = Stage(4, 256, False, 0.5, (("multi_key", 1.0),))
+MIXED = Stage(16, 1024, True, 0.5, STAGES[-1].weights)
 EACH_STAGE = pytest.mark.parametrize("stage", [KEYS, MIXED], ids=["keys", "mixed"])
 
 
@@ -30,6 +31,20 @@ def whole(batch: Batch) -> np.ndarray:
     tokens = batch.tokens.copy()
     tokens.reshape(-1)[batch.positions] = batch.targets
     return tokens
+
+
+def answers_and_padding(encoder: Encoder, batch: Batch) -> list[np.ndarray]:
+    """Places in the flattened batch between the header of an answer and the next turn."""
+    flat, header, user = whole(batch).reshape(-1).tolist(), list(encoder.assistant), encoder.user
+    spans, start = [], None
+    for place in range(len(flat)):
+        if flat[place - len(header) : place] == header:
+            start = place
+        ends = flat[place] == encoder.start or tuple(flat[place : place + len(user)]) == user
+        if start is not None and (ends or place == len(flat) - 1):
+            spans.append(np.arange(start, place + 1))
+            start = None
+    return spans
 
 
 @EACH_STAGE
@@ -42,15 +57,24 @@ def test_only_answers_are_masked(encoder: Encoder, stage: Stage) -> None:
     rows = whole(batch)
     assert encoder.mask not in rows
     header = list(encoder.assistant)
+    (line_break,) = encoder.encode("\n")
     for row, seen in zip(rows, batch.tokens, strict=True):
-        answer = False
+        answer, lines = False, []
         for place, token in enumerate(row):
             if row[place - len(header) : place].tolist() == header:
                 answer = True
             # A turn of the user ends an answer and its padding.
             if row[place : place + len(encoder.user)].tolist() == list(encoder.user):
-                answer = False
-            assert answer or seen[place] == token
+                answer, line_start = False, place + len(encoder.user)
+            if not answer and seen[place] != token:
+                # Only a line that stands in the document a second time.
+                line_start = place
+                while row[line_start - 1] != line_break:
+                    line_start -= 1
+                line = row[line_start : line_start + row[line_start:].tolist().index(line_break)]
+                lines.append(encoder._tokenizer.decode(line.tolist()) + "\n")
+        document = encoder._tokenizer.decode(row.tolist())
+        assert all(document.count(line) >= 2 for line in lines)
 
 
 @EACH_STAGE
@@ -71,13 +95,16 @@ def test_a_conversation_reads_as_the_chat_template_writes_it(
         assert [token for token in row if token != encoder.end] == ids
 
 
-def test_weights_are_one_over_the_ratio(encoder: Encoder) -> None:
+def test_weights_are_one_over_the_ratio(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Their answers weigh more.
+    monkeypatch.setattr("benchmarks.training.data.SINGLE_QUESTION", 0.0)
     sums = [make_batch(encoder, 0, step, KEYS, 16).weights.sum() for step in range(40)]
     assert np.mean(sums) == pytest.approx(1.0, abs=0.05)
     batch = make_batch(encoder, 0, 0, KEYS, 16)
     scaled = np.unique(batch.weights[batch.questions >= 0])
     assert len(scaled) == 1  # ratio 1, and no padding among them
-    relative = batch.weights / scaled[0]
+    of_answers = np.isin(batch.positions, np.concatenate(answers_and_padding(encoder, batch)))
+    relative = batch.weights[of_answers] / scaled[0]
     assert relative.min() == pytest.approx(PADDING_WEIGHT)
     assert relative.max() <= 1 / SMALLEST_RATIO + 1e-4
 
@@ -89,11 +116,11 @@ def test_fully_masked_questions_are_whole(encoder: Encoder) -> None:
     assert set(batch.question_tasks) == {TASK_NAMES.index("multi_key")}
     for question in asked[1:]:
         targets = batch.targets[batch.questions == question]
-        # Five digits and the end of the turn.
+        # Two pairs of digits and the end of the turn.
         assert targets[-1] == encoder.turn_end
-        assert len(targets) == 6
+        assert len(targets) == 3
         places = batch.positions[batch.questions == question]
-        assert np.array_equal(places, np.arange(places[0], places[0] + 6))
+        assert np.array_equal(places, np.arange(places[0], places[0] + 3))
 
 
 def test_batches_repeat(encoder: Encoder) -> None:
@@ -146,16 +173,25 @@ def counts(**of: int) -> list[int]:
         (0, 100, 290, "exact match 0.967", 1),
         (0, 100, 240, None, 0),
         (0, 1500, 0, None, 0),
-        (2, 1500, 0, "exact match 0.400, out of patience", 3),
+        (2, 600, 0, "exact match 0.000, out of patience", 3),
+        (2, 599, 0, None, 2),
+        (2, 100, 290, "exact match 0.967", 3),
         (len(STAGES) - 1, 100, 300, None, len(STAGES) - 1),
     ],
-    ids=["passed", "at-the-threshold", "first-stage-waits", "late", "last-stage"],
+    ids=[
+        "passed",
+        "at-the-threshold",
+        "first-stage-waits",
+        "late",
+        "not-late",
+        "every-task-passes",
+        "last-stage",
+    ],
 )
 def test_moves_on(stage: int, step: int, correct: int, verdict: str | None, after: int) -> None:
     curriculum = Curriculum(STAGES, stage)
     asked = {name: 300 for name, _ in STAGES[stage].weights}
-    # That of common words does not count.
-    right = {"report": 300, "single_needle": 300, "common_words": 0} if stage else {}
+    right = dict(asked) if stage else {}
     curriculum.add(counts(**right | {"multi_key": correct}), counts(**asked))
     assert curriculum.verdict(step) == verdict
     assert curriculum.stage == after
@@ -179,3 +215,17 @@ def test_earlier_stages_stay_in_the_mix() -> None:
     assert drawn[4:6].sum() == pytest.approx(0.25 + 0.25 * 2 / 6, abs=0.02)
     assert (drawn[:4] > 0.01).all()
     assert (drawn[7:] == 0).all()
+
+
+def test_encodes_as_the_tokenizer(encoder: Encoder) -> None:
+    for text in training_text(3):
+        whole = encoder._tokenizer.encode(text, add_special_tokens=False).ids
+        assert list(encoder.encode(text)) == whole
+
+
+def test_forms_of_words(encoder: Encoder) -> None:
+    forms = dict(encoder.forms)
+    assert len(forms) > 400
+    word = encoder._tokenizer.token_to_id("Yara")
+    assert encoder._tokenizer.decode([forms[word]]) == " Yara"
+    assert encoder.mask not in forms
