@@ -45,7 +45,12 @@ GOOD = {
     "sparsed_select": [(1, 1.0), (0.01, 0.01)],
     "sparsed_block_size": [(16, 16), (32, 32), (64.0, 64), (128, 128)],
 }
-FLAGS = ("diffusion_logits_eos_inf", "diffusion_confidence_eos_eot_inf", "sparsed_enabled")
+FLAGS = (
+    "diffusion_logits_eos_inf",
+    "diffusion_confidence_eos_eot_inf",
+    "sparsed_enabled",
+    "sparsed_dense_if_faster",
+)
 for flag in FLAGS:
     GOOD[flag] = [(v, True) for v in (True, 1, 1.0, "true", "True")]
     GOOD[flag] += [(v, False) for v in (False, 0, 0.0, "false")]
@@ -179,6 +184,7 @@ def test_defaults() -> None:
             logits_eos_inf=False,
             confidence_eos_eot_inf=False,
             sparsed_enabled=True,
+            sparsed_dense_if_faster=True,
             sparsed_skip=0.2,
             sparsed_select=0.3,
             sparsed_block_size=128,

@@ -19,7 +19,12 @@ from vllm_sparsed.metrics import COUNTERS_KEY, export_step_counters, make_counte
 from vllm_sparsed.models.checkpoint_config import check_supported
 from vllm_sparsed.parameters import ServerSettings
 from vllm_sparsed.request_check import request_check_name
-from vllm_sparsed.settings import GRAPH_TOKENS_KEY, request_settings, uses_sparse_backend
+from vllm_sparsed.settings import (
+    CAPABILITY_KEY,
+    GRAPH_TOKENS_KEY,
+    request_settings,
+    uses_sparse_backend,
+)
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -88,6 +93,7 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
                 **vllm_config.additional_config,
                 COUNTERS_KEY: folder,
                 GRAPH_TOKENS_KEY: graph_tokens,
+                CAPABILITY_KEY: _capability(),
             }
         # This is the front end; where it has several processes, each exports for itself.
         export_step_counters(folder)
@@ -115,6 +121,12 @@ def _graph_tokens(vllm_config: "VllmConfig") -> int:
     if sizes is not None:
         limit = max(sizes, default=0)
     return GRAPH_TOKENS if limit is None else limit
+
+
+def _capability() -> tuple[int, int] | None:
+    """Compute capability of this host's GPUs, by which all processes predict; None on CPUs."""
+    capability = current_platform.get_device_capability()
+    return None if capability is None else (capability.major, capability.minor)
 
 
 def _refuse_unsupported(vllm_config: "VllmConfig") -> None:

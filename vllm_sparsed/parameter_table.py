@@ -265,6 +265,15 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
     ),
     Parameter(
         "sparsed",
+        "dense_if_faster",
+        "boolean",
+        True,
+        "Keep a request dense where its sparse steps are not predicted to save more time than "
+        "building its patterns takes (on CUDA; on CPUs nothing is predicted); false makes every "
+        "enabled request sparse.",
+    ),
+    Parameter(
+        "sparsed",
         "skip",
         "number",
         0.2,

@@ -55,6 +55,7 @@ class RequestParameters:
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
     sparsed_enabled: bool
+    sparsed_dense_if_faster: bool
     sparsed_skip: float
     sparsed_select: float
     sparsed_block_size: int

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vllm_sparsed.attention.crossover import Crossover
 from vllm_sparsed.decoding.schedule import Block, dense_steps, plan_blocks
 from vllm_sparsed.parameters import RequestParameters, request_parameters
 from vllm_sparsed.settings import EngineSettings
@@ -31,6 +32,7 @@ class RequestPlan:
         guided: whether a second, unconditional sequence runs beside the first (guidance).
         reserved_tokens: tokens the request takes of a step's token budget.
         pattern_rows: rows of the pattern store the request takes (0: stays dense).
+        attention: how it attends and why, for the log.
     """
 
     prompt_len: int
@@ -42,6 +44,7 @@ class RequestPlan:
     guided: bool
     reserved_tokens: int
     pattern_rows: int
+    attention: str
 
     @property
     def seq_len(self) -> int:
@@ -64,7 +67,8 @@ def plan_request(
     Rules where prompt and parameters together ask for what cannot be: the canvas is clamped to the
     context that the prompt leaves; a block never gets more steps than it has masks nor fewer than
     one; a guided request of which two sequences do not fit the token budget reserves one, and its
-    halves run in turn; a request whose patterns are larger than the whole store stays dense.
+    halves run in turn; a request whose patterns are larger than the whole store stays dense, and so
+    does one that sparse attention would not make faster (`sparsed.dense_if_faster`).
 
     Raises:
         ParameterError: a parameter that the front end's check would have refused.
@@ -82,20 +86,52 @@ def plan_request(
     seq_len = prompt_len + canvas_len
     reserved = 2 * seq_len if guided and 2 * seq_len <= settings.max_batch_tokens else seq_len
 
-    pattern_step, pattern_rows = -1, 0
-    if settings.store is not None and parameters.sparsed_enabled:
-        step = dense_steps(num_steps, parameters.sparsed_skip)
-        rows = -(-seq_len // parameters.sparsed_block_size) * (2 if guided else 1)
-        if step < num_steps - 1 and rows <= settings.store.num_rows:
-            pattern_step, pattern_rows = step, rows
+    step = dense_steps(num_steps, parameters.sparsed_skip)
+    rows = -(-seq_len // parameters.sparsed_block_size) * (2 if guided else 1)
+    sparse_steps = num_steps - 1 - step
+    if settings.store is None or not parameters.sparsed_enabled:
+        sparse, attention = False, "dense, as asked"
+    elif sparse_steps < 1:
+        sparse, attention = (
+            False,
+            f"dense, as its first {step + 1} steps of {num_steps}",
+        )
+    elif rows > settings.store.num_rows:
+        sparse, attention = False, f"dense, as its {rows} pattern rows do not fit the store"
+    else:
+        sparse, attention = _choose(
+            parameters, settings.crossover, seq_len, canvas_len, sparse_steps
+        )
     return RequestPlan(
         prompt_len=prompt_len,
         canvas_len=canvas_len,
         parameters=parameters,
         blocks=blocks,
         num_steps=num_steps,
-        pattern_step=pattern_step,
+        pattern_step=step if sparse else -1,
         guided=guided,
         reserved_tokens=reserved,
-        pattern_rows=pattern_rows,
+        pattern_rows=rows if sparse else 0,
+        attention=attention,
+    )
+
+
+def _choose(
+    parameters: RequestParameters,
+    crossover: Crossover | None,
+    seq_len: int,
+    canvas_len: int,
+    sparse_steps: int,
+) -> tuple[bool, str]:
+    """Whether to attend sparsely in the last `sparse_steps` steps, and the reason."""
+    if crossover is None or not parameters.sparsed_dense_if_faster:
+        return True, f"sparse in {sparse_steps} steps, as asked"
+    times = crossover.predict(
+        seq_len, canvas_len, parameters.sparsed_block_size, parameters.sparsed_select
+    )
+    sparse = times.sparse_pays(sparse_steps)
+    return sparse, (
+        f"{'sparse' if sparse else 'dense'}, as predicted to be faster: {sparse_steps} steps of "
+        f"{times.dense * 1e3:.3f} ms a layer dense, or of {times.sparse * 1e3:.3f} ms sparse and "
+        f"{times.build * 1e3:.3f} ms for the pattern"
     )

@@ -173,6 +173,7 @@ class DenoisingScheduler(Scheduler):
     def _plan(self, request: Request) -> _Progress:
         assert request.prompt_token_ids is not None and request.sampling_params is not None
         plan = plan_request(request.prompt_token_ids, request.sampling_params, self.settings)
+        logger.debug("Request %s attends %s", request.request_id, plan.attention)
         # A clamped canvas ends the request when it is full.
         request.max_tokens = min(request.max_tokens, plan.canvas_len)
         progress = _Progress(plan)

@@ -1,18 +1,26 @@
 """Settings of one engine, derived from vLLM's configuration alike in every process."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from vllm_sparsed.attention.crossover import Crossover
+from vllm_sparsed.attention.kernel_costs import attention_costs
 from vllm_sparsed.attention.pattern_store import PatternStoreSize
 from vllm_sparsed.kernels.pattern_building import pattern_width
 from vllm_sparsed.parameters import ServerSettings, server_settings
 from vllm_sparsed.plugin import BACKEND_NAME, DEFAULT_ALGORITHMS
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ModelConfig, VllmConfig
 
 GRAPH_TOKENS_KEY: Final = "sparsed_graph_tokens"
 """Key of `additional_config` under which the limit for CUDA graphs travels to the workers."""
+
+
+CAPABILITY_KEY: Final = "sparsed_capability"
+"""Key of `additional_config` under which the GPUs' compute capability, [major, minor], travels to
+the other processes; there is none on CPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,7 @@ class EngineSettings:
         max_batch_tokens: tokens of one forward pass over all running requests.
         mask_token_id: the token that marks an undecided position.
         store: size of the pattern store; None where every request stays dense.
+        crossover: predicts which attention is faster; None on CPUs, where nothing is predicted.
         graph_tokens: passes of up to so many tokens are recorded as CUDA graphs; 0: none are.
     """
 
@@ -33,6 +42,7 @@ class EngineSettings:
     max_batch_tokens: int
     mask_token_id: int
     store: PatternStoreSize | None
+    crossover: Crossover | None
     graph_tokens: int
 
 
@@ -68,8 +78,20 @@ def engine_settings(vllm_config: "VllmConfig") -> EngineSettings:
         max_batch_tokens=max_batch_tokens,
         mask_token_id=vllm_config.model_config.hf_config.mask_token_id,
         store=_store_size(server, max_model_len, max_batch_tokens),
+        crossover=_crossover(vllm_config.model_config, additional.get(CAPABILITY_KEY)),
         graph_tokens=additional.get(GRAPH_TOKENS_KEY, 0),
     )
+
+
+def _crossover(model_config: "ModelConfig", capability: Sequence[int] | None) -> Crossover | None:
+    if capability is None:
+        return None
+    # The whole model's heads: a request is planned alike with any tensor parallelism.
+    num_heads = model_config.hf_config.num_attention_heads
+    head_dim = model_config.hf_config.hidden_size // num_heads
+    major, minor = capability
+    costs = attention_costs((major, minor), head_dim, model_config.dtype)
+    return Crossover(costs, num_heads, head_dim)
 
 
 def _store_size(

@@ -79,6 +79,8 @@ def start_engine(options: EngineOptions) -> Any:
         attention_backend=options.backend,
         additional_config={
             "sparsed": {
+                # Sparse steps are what is measured, also where dense ones would be faster.
+                "dense_if_faster": False,
                 "skip": options.skip,
                 "select": options.select,
                 "block_size": options.block_size,

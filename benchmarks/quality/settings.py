@@ -75,6 +75,7 @@ class Setting:
         if self.is_dense:
             return {"sparsed_enabled": False}
         return {
+            "sparsed_dense_if_faster": False,
             "sparsed_select": self.select,
             "sparsed_skip": self.skip or 0.0,
             "sparsed_block_size": self.block_size,

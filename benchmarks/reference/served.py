@@ -102,6 +102,7 @@ def run_served(task: Task, samples: Sequence[LogitsSample], **engine: Any) -> Se
         extra["sparsed_enabled"] = False
     else:
         settings = {
+            "dense_if_faster": False,
             "skip": task.sparse.skip,
             "select": task.sparse.select,
             "block_size": task.sparse.block_size,

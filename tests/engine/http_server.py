@@ -22,6 +22,9 @@ from tests.engine.golden_cases import GOLDEN, GoldenCase
 
 MODEL_NAME = "golden"
 
+# At the lengths of the tests dense attention would be faster on a GPU.
+SPARSED = {"block_size": 16, "select": 0.5, "dense_if_faster": False}
+
 # Set for the other tests of this folder, which look inside the engine.
 IN_PROCESS_ENGINE = "VLLM_ENABLE_V1_MULTIPROCESSING"
 
@@ -131,7 +134,7 @@ def serve(model: Path, log: Path, *options: str, **environment: str) -> Iterator
         str(model),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL_NAME),
         *("--attention-backend", "sparsed", "--dtype", "float32", "--max-model-len", "640"),
-        *("--additional-config", json.dumps({"sparsed": {"block_size": 16, "select": 0.5}})),
+        *("--additional-config", json.dumps({"sparsed": SPARSED})),
         *options,
     ]
     env = {key: value for key, value in os.environ.items() if key != IN_PROCESS_ENGINE}

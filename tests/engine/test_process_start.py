@@ -76,7 +76,8 @@ from vllm.engine.arg_utils import EngineArgs
 model, prompt, args, num_tokens = json.loads(sys.argv[1])
 options = dict(skip_tokenizer_init=True, dtype="float32", max_model_len=640,
                max_num_batched_tokens=2048, attention_backend="sparsed",
-               additional_config={"sparsed": {"block_size": 16, "select": 0.5}})
+               additional_config={"sparsed": {"block_size": 16, "select": 0.5,
+                                             "dense_if_faster": False}})
 EngineArgs(model=model, **options).create_engine_config()
 
 def serve():

@@ -43,6 +43,7 @@ BAD_PARAMETERS = [
     ("diffusion_logits_eos_inf", "yes"),
     ("diffusion_confidence_eos_eot_inf", 7),
     ("sparsed_enabled", 3),
+    ("sparsed_dense_if_faster", "auto"),
     ("sparsed_skip", 1),
     ("sparsed_skip", -0.1),
     ("sparsed_select", 0),
@@ -233,6 +234,7 @@ NAMES = [
     *("diffusion_steps", "diffusion_block_length", "diffusion_alg", "diffusion_alg_temp"),
     *("diffusion_eps", "diffusion_cfg_scale", "diffusion_logits_eos_inf", "sparsed_enabled"),
     *("diffusion_confidence_eos_eot_inf", "sparsed_skip", "sparsed_select", "sparsed_block_size"),
+    "sparsed_dense_if_faster",
     *("kv_transfer_params", "session_id", "logits"),
 ]
 FIELDS: dict[str, list[Any]] = {
