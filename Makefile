@@ -13,7 +13,7 @@ help:
 	@echo "make setup     create or complete $(VENV)"
 	@echo "make test      set-up, then ruff, mypy, pytest"
 	@echo "make test-gpu  set-up, then the tests that need a CUDA device"
-	@echo "make demo      set-up, then serve a model over HTTP and stream an answer"
+	@echo "make demo      set-up, then serve the small model and ask it about a long document"
 	@echo "make clean     remove $(VENV) and what builds and tools leave behind"
 
 setup: $(STAMP)
@@ -50,7 +50,7 @@ test-gpu: setup
 	$(BIN)/python -m pytest tests -m gpu
 
 demo: setup
-	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/ask_long_document.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

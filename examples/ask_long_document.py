@@ -1,9 +1,10 @@
 """Serve a diffusion language model over HTTP and ask it about a long document, sparse and dense.
 
+    python examples/ask_long_document.py
     python examples/ask_long_document.py --model GSAI-ML/LLaDA-8B-Instruct --document-tokens 3000
 
-The answer streams in, is checked against the one that is known, and what it took is read from the
-server's counters.
+Without arguments the model is this repository's small one. The answer streams in, is checked
+against the one that is known, and what it took is read from the server's counters.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from benchmarks.quality.tasks import (
 )
 from examples.local_server import NAME, ServerError, served
 
+SMALL_MODEL: Final = Path(__file__).resolve().parents[1] / "llada-retrieval-5m"
 LOG_TAIL: Final = 40  # lines of the server's log that a failure shows
 SHOWN_LINES: Final = 3  # of the document's beginning
 WARM_UP_STEPS: Final = 3  # two dense ones, the second with the patterns, and a sparse one
@@ -101,10 +103,10 @@ def main() -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", default="GSAI-ML/LLaDA-8B-Instruct", help="folder or Hugging Face name")
+    add("--model", default=str(SMALL_MODEL), help="folder or Hugging Face name")
     add("--task", choices=tuple(TASKS), default="multi_key", help="kind of document and question")
     add("--seed", type=int, default=0, help="of the document")
-    add("--document-tokens", type=int, default=3000, help="at least")
+    add("--document-tokens", type=int, default=4000, help="at least")
     add("--canvas", type=int, default=32, help="tokens of the answer")
     add("--steps", type=int, default=32, help="denoising steps of the answer")
     add("server_options", nargs="*", help="after --: more options for vllm serve")

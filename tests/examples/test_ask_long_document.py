@@ -2,8 +2,10 @@
 
 import argparse
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -115,7 +117,7 @@ def test_against_a_made_up_server(
     printed = capsys.readouterr().out
     assert re.search(r"A document of 5\d\d tokens in \d+ lines:\n  \| .", printed)
     key = re.search(r"Question: What is the access code of the ([a-z ]+)\?\n", printed)
-    code = re.search(r"Expected: (\d{5})\n", printed)
+    code = re.search(r"Expected: (\d{4})\n", printed)
     assert key and code
     for kind in ("sparse", "dense"):
         part = printed.partition(f"With {kind} attention:\n")[2]
@@ -153,9 +155,9 @@ def test_refused_request_is_reported(
     assert "The end of its log is above." in printed.err
 
 
-def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_script(folder: Path, tokens: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, ask_long_document.__file__, "--document-tokens", "600", *arguments],
+        [sys.executable, ask_long_document.__file__, "--document-tokens", str(tokens), *arguments],
         cwd=folder,
         text=True,
         capture_output=True,
@@ -165,7 +167,7 @@ def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 def test_all_of_it_with_random_weights(tmp_path: Path, random_model: Path) -> None:
     """Streaming, steps and density are real; the answers are not, and it says so."""
-    done = run_script(tmp_path, "--model", str(random_model), "--steps", "8")
+    done = run_script(tmp_path, 600, "--model", str(random_model), "--steps", "8")
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.search(r"A document of 6\d\d tokens", done.stdout)
     # Steps 0 .. int(8 * 0.2) + 1 are dense.
@@ -176,3 +178,38 @@ def test_all_of_it_with_random_weights(tmp_path: Path, random_model: Path) -> No
     assert len(re.findall(r"^  \[ *[\d.]+ s\] .", done.stdout, re.MULTILINE)) >= 2
     assert done.stdout.count("\n  WRONG: ") == 2
     assert done.stdout.endswith("The server has been stopped.\n")
+
+
+def test_the_small_model_answers(tmp_path: Path) -> None:
+    """As `make demo` does, about a shorter document."""
+    done = run_script(tmp_path, 1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\n  right: ") == 2
+    # Steps 0 .. int(32 * 0.2) + 1 are dense.
+    assert re.search(r"^sparse +\d+\.\d s +32 +24 +[\d.]+%$", done.stdout, re.MULTILINE)
+    assert re.search(r"^dense +\d+\.\d s +32 +0 +-$", done.stdout, re.MULTILINE)
+    assert done.stdout.endswith("The server has been stopped.\n")
+
+
+def test_stops_the_server_on_interrupt(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, ask_long_document.__file__],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        # A shell that runs the tests in its background has them ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("Starting"):
+            port = line.split()[line.split().index("--port") + 1]
+            break
+    time.sleep(5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    for arguments in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            assert port.encode() not in arguments.read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue

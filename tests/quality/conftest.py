@@ -1,4 +1,4 @@
-"""One trained tokenizer, one small checkpoint and one engine for all tests of this folder."""
+"""One trained tokenizer and one small checkpoint for this folder; an engine for each module."""
 
 import os
 from collections.abc import Iterator
@@ -52,7 +52,9 @@ def checkpoint(
     return folder
 
 
-@pytest.fixture(scope="session")
+# Of a module, not of the session: the end of any engine in this process takes with it the process
+# groups of all others.
+@pytest.fixture(scope="module")
 def llm(checkpoint: Path) -> Iterator[LLM]:
     engine = LLM(
         str(checkpoint),
