@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.quality.words import ADJECTIVES, FILLER, MONTHS, NAMES, NOUNS, STATUSES
+from benchmarks.quality.words import ADJECTIVES, FILLER, MONTHS, NAMES, NOUNS
 
 CountTokens = Callable[[str], int]
 """Tokens of a text."""
@@ -23,6 +23,7 @@ MAX_FACTS: Final = 64  # per document, where the caller names no number
 TOKENS_PER_FACT: Final = 64  # of a document's length, likewise
 CHAIN_LENGTH: Final = 2  # variables that hold one value
 VALUES_PER_KEY: Final = 2  # where a key has several
+CODE_DIGITS: Final = 12  # of a number that is asked for: as long as a short sentence, in tokens
 COMMON_RATIO: Final = 20  # occurrences of a common word for one of another
 LIST_WORDS: Final = 8  # words on a line of a list
 _BEFORE_VOWEL: Final = re.compile(r"\b([Aa]) (?=[aeiou])")
@@ -156,12 +157,12 @@ def _turn_tokens(questions: Sequence[Question], limits: Limits) -> int:
     )
 
 
-def _number(rng: random.Random) -> str:
-    return f"{rng.randrange(10_000):04d}"
+def _number(rng: random.Random, digits: int = CODE_DIGITS) -> str:
+    return f"{rng.randrange(10**digits):0{digits}d}"
 
 
 def _numbers(rng: random.Random, count: int) -> list[str]:
-    return [f"{n:04d}" for n in rng.sample(range(10_000), count)]
+    return [f"{n:0{CODE_DIGITS}d}" for n in rng.sample(range(10**CODE_DIGITS), count)]
 
 
 def _keys(rng: random.Random, count: int) -> list[str]:
@@ -172,7 +173,7 @@ def _keys(rng: random.Random, count: int) -> list[str]:
 
 def _line(what: str, key: str, value: str) -> Fact:
     """A number stands apart from the space before it, as its tokens do."""
-    if value.isdigit():
+    if value[0].isdigit():
         return (f"The {what} of {key} is ", value, ".\n")
     return (f"The {what} of {key} is", f" {value}", ".\n")
 
@@ -212,7 +213,7 @@ def _variable_tracking(rng: random.Random, count: int) -> _Facts:
     """Chains of copies, mixed; a variable is copied after it was set."""
     chains = max(1, min(count, len(NOUNS)) // CHAIN_LENGTH)
     names = rng.sample(NOUNS, chains * CHAIN_LENGTH)
-    values = rng.sample(ADJECTIVES, chains)
+    values = _numbers(rng, chains)
     lines: list[Fact] = []
     questions = []
     order = [chain for chain in range(chains) for _ in range(CHAIN_LENGTH)]
@@ -308,11 +309,27 @@ _FILLER_WORDS: Final[dict[str, tuple[str, ...]]] = {
     "{small}": tuple(str(n) for n in range(2, 100)),
 }
 
+
+def _inspector(rng: random.Random) -> str:
+    return f"{rng.choice(NAMES)} {rng.choice(NAMES)} with badge {_number(rng, 6)}"
+
+
+def _position(rng: random.Random) -> str:
+    north, east = (f"{_number(rng, 2)}.{_number(rng, 4)}" for _ in range(2))
+    return f"{north} north {east} east"
+
+
+def _date(rng: random.Random) -> str:
+    day, hour, minute = rng.randint(1, 28), rng.randrange(24), rng.randrange(60)
+    month, year = rng.choice(MONTHS), rng.randint(1900, 2099)
+    return f"{day:02d} {month} {year} at {hour:02d}:{minute:02d}"
+
+
 _FIELDS: Final[dict[str, Callable[[random.Random], str]]] = {
-    "inspector": lambda rng: rng.choice(NAMES),
-    "status": lambda rng: rng.choice(STATUSES),
-    "pressure": _number,
-    "month": lambda rng: rng.choice(MONTHS),
+    "inspector": _inspector,
+    "position": _position,
+    "serial number": _number,
+    "date": _date,
 }
 
 TASKS: Final[dict[str, Callable[[random.Random, int], _Facts]]] = {

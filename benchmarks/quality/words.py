@@ -43,7 +43,6 @@ NAMES: Final = _words(
 MONTHS: Final = _words(
     "January February March April May June July August September October November December"
 )
-STATUSES: Final = _words("active closed damaged delayed locked planned repaired vacant")
 
 # {name}, {adjective}, {noun}, {month} and {small}, a number below 100, are drawn for each sentence.
 FILLER: Final = (

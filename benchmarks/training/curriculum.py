@@ -17,8 +17,8 @@ _ALL_TASKS: Final = (
     ("multi_key", 0.1),
     ("report", 0.2),
     ("multi_value", 0.25),
-    ("variable_tracking", 0.3),
-    ("common_words", 0.1),
+    ("variable_tracking", 0.25),
+    ("common_words", 0.15),
     ("single_needle", 0.05),
 )
 # With two facts instead of four the second answer follows from the first, and no key is learnt.

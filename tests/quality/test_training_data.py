@@ -116,9 +116,9 @@ def test_fully_masked_questions_are_whole(encoder: Encoder) -> None:
     assert set(batch.question_tasks) == {TASK_NAMES.index("multi_key")}
     for question in asked[1:]:
         targets = batch.targets[batch.questions == question]
-        # Two pairs of digits and the end of the turn.
+        # Six pairs of digits and the end of the turn.
         assert targets[-1] == encoder.turn_end
-        assert len(targets) == 3
+        assert len(targets) == 7
         places = batch.positions[batch.questions == question]
         assert np.array_equal(places, np.arange(places[0], places[0] + 3))
 
