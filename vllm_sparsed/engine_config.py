@@ -187,7 +187,8 @@ def _check_sparse_attention(vllm_config: "VllmConfig", server: ServerSettings) -
             f"--attention-backend sparsed does not support --dtype {model_config.dtype}; it must "
             f"be one of {', '.join(map(str, backend.supported_dtypes))}."
         )
-    block_size, longest = server.defaults.sparsed_block_size, model_config.max_model_len
+    longest = model_config.max_model_len
+    block_size, _ = server.defaults.pattern_settings(longest)
     num_blocks = -(-longest // block_size)
     if server.defaults.sparsed_enabled and num_blocks > MAX_BLOCKS:
         larger = [f"{size}" for size in BLOCK_SIZES if -(-longest // size) <= MAX_BLOCKS]

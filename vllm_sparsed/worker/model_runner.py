@@ -25,6 +25,7 @@ from vllm_sparsed.attention.pattern_store import PatternStore
 from vllm_sparsed.decoding.batch_decoder import BatchDecoder, DecodeRows
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.metrics import StepCounters
+from vllm_sparsed.parameter_table import BLOCK_SIZE_BY_LENGTH, SELECT_BY_LENGTH
 from vllm_sparsed.settings import engine_settings
 from vllm_sparsed.worker.cuda_graphs import CudaGraph, PassGraphs, Recorder
 from vllm_sparsed.worker.density import kept_blocks, report_density
@@ -117,11 +118,11 @@ class DenoisingModelRunner:
             if first_rank:
                 defaults = self.settings.server.defaults
                 logger.info(
-                    "SparseD: skip %.3g, select %.3g, block size %d; pattern store of %d rows x %d "
+                    "SparseD: skip %.3g, select %s, block size %s; pattern store of %d rows x %d "
                     "blocks for %d layers and %d heads: %s GiB",
                     defaults.sparsed_skip,
-                    defaults.sparsed_select,
-                    defaults.sparsed_block_size,
+                    defaults.sparsed_select or SELECT_BY_LENGTH,
+                    defaults.sparsed_block_size or BLOCK_SIZE_BY_LENGTH,
                     size.num_rows,
                     size.width,
                     len(layers),

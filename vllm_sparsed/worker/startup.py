@@ -112,12 +112,12 @@ def _largest_batch(runner: DenoisingModelRunner) -> None:
     phases = [SequencePhase(canvas_len=length) for length in lengths]
     row_slots: list[int] = []
     if runner.store is not None:
-        block_size = runner.store.size.block_size
+        block_size, select = settings.server.defaults.pattern_settings(longest)
         row_slots = runner.store.allocate(-(-longest // block_size))
         phases[-1] = SequencePhase(
             canvas_len=min(longest, settings.server.sparsed_max_canvas or longest),
             block_size=block_size,
-            select=settings.server.defaults.sparsed_select,
+            select=select,
             builds=True,
             row_slots=row_slots,
         )
@@ -210,14 +210,15 @@ def compile_kernels(runner: DenoisingModelRunner) -> None:
 
     started = time.perf_counter()
     layer = next(iter(get_layers_from_vllm_config(runner.vllm_config, Attention).values()))
-    smallest = runner.store.size.block_size
+    settings = runner.settings
+    block_sizes = settings.server.block_sizes(settings.max_model_len)
     for warm_up in (block_sparse_attention.warm_up, pattern_building.warm_up):
         warm_up(
             num_heads=layer.num_heads,
             num_kv_heads=layer.num_kv_heads,
             head_dim=layer.head_size,
             dtype=runner.model_config.dtype,
-            block_sizes=[size for size in (16, 32, 64, 128) if size >= smallest],
+            block_sizes=block_sizes,
             device=runner.device,
             index_dtype=runner.store.indices.dtype,
         )
