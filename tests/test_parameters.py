@@ -230,8 +230,14 @@ def test_a_request_keeps_the_server_defaults_it_does_not_set() -> None:
 @pytest.mark.parametrize(
     ("extra_args", "message"),
     [
-        ({"sparsed_select": 0.31}, "sparsed_select is 0.31, but must be at most 0.3"),
-        ({"sparsed_block_size": 64}, "sparsed_block_size is 64, but must be at least 128"),
+        (
+            {"sparsed_select": 0.31},
+            "is 0.31, but must be at most 0.3, where the server sets no sparsed.select",
+        ),
+        (
+            {"sparsed_block_size": 64},
+            "is 64, but must be at least 128, where the server sets no sparsed.block",
+        ),
     ],
     ids=["select", "block_size"],
 )

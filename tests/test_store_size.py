@@ -17,7 +17,7 @@ def test_any_request_fits_by_itself(
     data: st.DataObject,
     select: float | None,
     block_size: int | None,
-    predicts: bool,
+    short_rows: bool,
     max_model_len: int,
 ) -> None:
     max_canvas = data.draw(st.none() | st.integers(1, max_model_len))
@@ -25,7 +25,7 @@ def test_any_request_fits_by_itself(
         {"sparsed": {"select": select, "block_size": block_size, "max_canvas": max_canvas}},
         "origin",
     )
-    store = pattern_store_size(server, max_model_len, max_model_len, predicts)
+    store = pattern_store_size(server, max_model_len, max_model_len, short_rows)
     assert store is not None
     asked = {"sparsed_select": data.draw(SELECTS), "sparsed_block_size": data.draw(BLOCK_SIZES)}
     try:
@@ -43,31 +43,31 @@ def test_any_request_fits_by_itself(
 
 
 @pytest.mark.parametrize(
-    ("sparsed", "max_model_len", "predicts", "rows"),
+    ("sparsed", "max_model_len", "short_rows", "rows"),
     [
-        ({}, 65536, True, 576),
-        ({}, 65536, False, 2304),
-        ({"dense_if_faster": False}, 65536, True, 2304),
-        ({"block_size": 128}, 65536, False, 576),
-        ({"block_size": 64}, 65536, True, 1152),
-        ({}, 2048, True, 2304),
-        ({}, 4096, True, 576),
+        ({}, 65536, False, 576),
+        ({}, 65536, True, 2304),
+        ({"block_size": 128}, 65536, True, 576),
+        ({"block_size": 64}, 65536, False, 1152),
+        ({}, 2048, False, 2304),
+        ({}, 4096, False, 576),
     ],
 )
 def test_rows_are_for_a_full_batch(
-    sparsed: dict[str, object], max_model_len: int, predicts: bool, rows: int
+    sparsed: dict[str, object], max_model_len: int, short_rows: bool, rows: int
 ) -> None:
-    """Short requests, which mostly stay dense where that is faster, are not counted there."""
+    """Of short requests or of long ones."""
     server = server_settings({"sparsed": sparsed}, "origin")
-    store = pattern_store_size(server, max_model_len, 65536, predicts)
+    store = pattern_store_size(server, max_model_len, 65536, short_rows)
     assert store is not None
     assert store.num_rows == rows
 
 
 def test_one_short_request_always_fits() -> None:
-    store = pattern_store_size(server_settings({}, "origin"), 4096, 4096, True)
+    store = pattern_store_size(server_settings({}, "origin"), 4096, 4096, False)
     assert store is not None
-    assert store.num_rows == 64
+    # Guided, with two sequences.
+    assert store.num_rows == 2 * 64
 
 
 def test_none_where_all_is_dense() -> None:

@@ -185,15 +185,20 @@ def request_parameters(
     select, block_size = parameters.sparsed_select, parameters.sparsed_block_size
     if select is not None and select > settings.largest_select:
         raise ParameterError(
-            f"sparsed_select is {select:g}, but must be at most {settings.largest_select:g}, the "
-            "server's sparsed.select."
+            f"sparsed_select is {select:g}, but must be at most {settings.largest_select:g}, "
+            + _server_value("sparsed.select", settings.defaults.sparsed_select)
         )
     if block_size is not None and block_size < settings.smallest_block_size:
         raise ParameterError(
             f"sparsed_block_size is {block_size}, but must be at least "
-            f"{settings.smallest_block_size}, the server's sparsed.block_size."
+            f"{settings.smallest_block_size}, "
+            + _server_value("sparsed.block_size", settings.defaults.sparsed_block_size)
         )
     return parameters
+
+
+def _server_value(key: str, value: float | None) -> str:
+    return f"the server's {key}." if value is not None else f"where the server sets no {key}."
 
 
 def _with_block_length(values: dict[str, Any]) -> RequestParameters:

@@ -79,7 +79,7 @@ def engine_settings(vllm_config: "VllmConfig") -> EngineSettings:
         max_model_len=max_model_len,
         max_batch_tokens=max_batch_tokens,
         mask_token_id=vllm_config.model_config.hf_config.mask_token_id,
-        store=pattern_store_size(server, max_model_len, max_batch_tokens, crossover is not None),
+        store=pattern_store_size(server, max_model_len, max_batch_tokens, crossover is None),
         crossover=crossover,
         graph_tokens=additional.get(GRAPH_TOKENS_KEY, 0),
     )
@@ -97,12 +97,13 @@ def _crossover(model_config: "ModelConfig", capability: Sequence[int] | None) ->
 
 
 def pattern_store_size(
-    server: ServerSettings, max_model_len: int, max_batch_tokens: int, predicts: bool
+    server: ServerSettings, max_model_len: int, max_batch_tokens: int, short_rows: bool
 ) -> PatternStoreSize | None:
     """Rows for a full batch, as wide as any request's.
 
     Args:
-        predicts: whether requests stay dense where sparse attention is not faster.
+        short_rows: whether the batch may be one of short requests, with their smaller blocks. On
+            GPUs, where these seldom pay, it counts as one of long requests.
     """
     defaults = server.defaults
     if not defaults.sparsed_enabled:
@@ -116,9 +117,8 @@ def pattern_store_size(
         width = max(width, pattern_width(-(-length // block), canvas_blocks, select))
     short_block, _ = defaults.pattern_settings(short)
     long_block, _ = defaults.pattern_settings(max_model_len)
-    # Where they mostly stay dense, short requests get no rows of their own, but one always fits.
-    block = long_block if predicts and defaults.sparsed_dense_if_faster else short_block
-    num_rows = -(-max_batch_tokens // block)
+    num_rows = -(-max_batch_tokens // (short_block if short_rows else long_block))
     # An eighth more than whole blocks need: the last block of each request may be partly filled.
     num_rows += -(-num_rows // 8)
-    return PatternStoreSize(num_rows=max(num_rows, -(-short // short_block)), width=width)
+    # One short request always fits, with both of its sequences where it is guided.
+    return PatternStoreSize(num_rows=max(num_rows, 2 * -(-short // short_block)), width=width)

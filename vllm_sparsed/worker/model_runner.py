@@ -327,8 +327,11 @@ class DenoisingModelRunner:
         reload_weights(
             self.vllm_config, self.model, weights_iterator, weights_path, is_checkpoint_format
         )
+        self.reset_lora_state()
+
+    def reset_lora_state(self) -> None:
+        """What vLLM calls when weights were replaced: quantized ones may have new places."""
         if self.graphs is not None:
-            # Quantized weights may have new places.
             self.graphs.clear()
 
     def reset_mm_cache(self) -> None:
@@ -346,6 +349,9 @@ class DenoisingModelRunner:
         self.graphs = None
         self.store = None
         self.model = None
+        # They hold tensors of the device too; nothing runs any more.
+        for name in ("packer", "decoder", "_step_rows", "_tokens"):
+            vars(self).pop(name, None)
         gc.collect()
 
 
