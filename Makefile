@@ -39,9 +39,10 @@ test: lint type-check
 # The tests run several processes on few cores.
 test-kernels test-engines: export OMP_NUM_THREADS ?= 1
 
-# Triton kernels run in its interpreter, which must be chosen before Triton is imported.
+# Triton kernels run in its interpreter, which must be chosen before Triton is imported; it uses one
+# core, so there are as many processes as cores.
 test-kernels: setup
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 tests/kernels
 
 test-engines: setup
 	$(BIN)/python -m pytest tests --ignore tests/kernels

@@ -145,7 +145,7 @@ def make_settings(crossover: Crossover | None, **sparsed: Any) -> EngineSettings
         max_model_len=65536,
         max_batch_tokens=65536,
         mask_token_id=0,
-        store=PatternStoreSize(num_rows=600, width=200, block_size=128),
+        store=PatternStoreSize(num_rows=600, width=200),
         crossover=crossover,
         graph_tokens=0,
     )
@@ -177,7 +177,7 @@ def test_sparse_at_any_length_where_asked_for(where: str) -> None:
     else:
         found = plan(400, make_settings(None))
     assert found.pattern_step > 0
-    assert found.pattern_rows == 5
+    assert (found.block_size, found.select, found.pattern_rows) == (32, 0.5, 17)
     assert found.attention.startswith("sparse in ")
     assert found.attention.endswith(" steps, as asked")
 
@@ -189,7 +189,7 @@ def test_why_a_request_is_dense_otherwise() -> None:
         plan(30000, settings, diffusion_block_length=128, diffusion_steps=2).attention
         == "dense, as its first 2 steps of 2"
     )
-    tiny = replace(settings, store=PatternStoreSize(num_rows=4, width=200, block_size=128))
+    tiny = replace(settings, store=PatternStoreSize(num_rows=4, width=200))
     assert plan(30000, tiny).attention == "dense, as its 236 pattern rows do not fit the store"
 
 

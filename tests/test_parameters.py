@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_sparsed.parameter_table import PARAMETERS
+from vllm_sparsed.parameter_table import BLOCK_SIZES, PARAMETERS
 from vllm_sparsed.parameters import (
     ParameterError,
     RequestParameters,
@@ -186,8 +186,8 @@ def test_defaults() -> None:
             sparsed_enabled=True,
             sparsed_dense_if_faster=True,
             sparsed_skip=0.2,
-            sparsed_select=0.3,
-            sparsed_block_size=128,
+            sparsed_select=None,
+            sparsed_block_size=None,
         ),
         default_canvas=128,
         sparsed_max_canvas=None,
@@ -230,8 +230,14 @@ def test_a_request_keeps_the_server_defaults_it_does_not_set() -> None:
 @pytest.mark.parametrize(
     ("extra_args", "message"),
     [
-        ({"sparsed_select": 0.31}, "sparsed_select is 0.31, but must be at most 0.3"),
-        ({"sparsed_block_size": 64}, "sparsed_block_size is 64, but must be at least 128"),
+        (
+            {"sparsed_select": 0.31},
+            "is 0.31, but must be at most 0.3, where the server sets no sparsed.select",
+        ),
+        (
+            {"sparsed_block_size": 64},
+            "is 64, but must be at least 128, where the server sets no sparsed.block",
+        ),
     ],
     ids=["select", "block_size"],
 )
@@ -239,6 +245,42 @@ def test_more_than_the_pattern_store_holds_is_refused(extra_args, message: str) 
     with pytest.raises(ParameterError, match=message):
         request_parameters(extra_args, SERVER)
     request_parameters(extra_args, WIDE)
+
+
+@pytest.mark.parametrize(
+    ("server", "extra_args", "short", "long"),
+    [
+        ({}, {}, (32, 0.5), (128, 0.3)),
+        ({"select": 0.4}, {}, (32, 0.4), (128, 0.4)),
+        ({"block_size": 64}, {}, (64, 0.5), (64, 0.3)),
+        ({"block_size": 64, "select": 0.9}, {}, (64, 0.9), (64, 0.9)),
+        ({}, {"sparsed_select": 0.2}, (32, 0.2), (128, 0.2)),
+        ({}, {"sparsed_block_size": 128}, (128, 0.5), (128, 0.3)),
+        ({"block_size": 16}, {"sparsed_block_size": 32}, (32, 0.5), (32, 0.3)),
+        ({"select": 0.4}, {"sparsed_select": None}, (32, 0.4), (128, 0.4)),
+    ],
+)
+def test_what_nobody_gives_is_as_released_for_the_length(server, extra_args, short, long) -> None:
+    settings = server_settings({"sparsed": server}, "low_confidence")
+    parameters = request_parameters(extra_args, settings)
+    assert [parameters.pattern_settings(n) for n in (1, 2048)] == [short, short]
+    assert [parameters.pattern_settings(n) for n in (2049, 65536)] == [long, long]
+    possible = settings.block_sizes(65536)
+    assert {short[0], long[0]} <= set(possible) <= set(BLOCK_SIZES)
+
+
+@pytest.mark.parametrize(
+    ("server", "max_model_len", "expected"),
+    [
+        ({}, 65536, [32, 128]),
+        ({}, 2048, [32, 128]),
+        ({"block_size": 64}, 65536, [64, 128]),
+        ({"block_size": 16, "select": 0.1}, 65536, [16, 32, 64, 128]),
+    ],
+)
+def test_block_sizes_that_requests_can_have(server, max_model_len, expected) -> None:
+    settings = server_settings({"sparsed": server}, "low_confidence")
+    assert settings.block_sizes(max_model_len) == expected
 
 
 @given(st.integers(1, 9999), st.floats(0, 1, exclude_min=True), st.none() | st.integers(1, 9999))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from vllm.config import CompilationMode, CUDAGraphMode
+from vllm.config.vllm import OptimizationLevel
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
@@ -111,6 +112,8 @@ def _graph_tokens(vllm_config: "VllmConfig") -> int:
     if (
         not current_platform.is_cuda()
         or vllm_config.model_config.enforce_eager
+        # vLLM fills in what a level means only later.
+        or vllm_config.optimization_level == OptimizationLevel.O0
         or compilation_config.cudagraph_mode == CUDAGraphMode.NONE
         # The collectives of several ranks would have to be recorded too, which has not been tried.
         or vllm_config.parallel_config.tensor_parallel_size > 1
@@ -187,7 +190,8 @@ def _check_sparse_attention(vllm_config: "VllmConfig", server: ServerSettings) -
             f"--attention-backend sparsed does not support --dtype {model_config.dtype}; it must "
             f"be one of {', '.join(map(str, backend.supported_dtypes))}."
         )
-    block_size, longest = server.defaults.sparsed_block_size, model_config.max_model_len
+    longest = model_config.max_model_len
+    block_size, _ = server.defaults.pattern_settings(longest)
     num_blocks = -(-longest // block_size)
     if server.defaults.sparsed_enabled and num_blocks > MAX_BLOCKS:
         larger = [f"{size}" for size in BLOCK_SIZES if -(-longest // size) <= MAX_BLOCKS]

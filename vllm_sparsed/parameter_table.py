@@ -15,6 +15,20 @@ DREAM_ALGORITHMS: Final = ("origin", "maskgit_plus", "topk_margin", "entropy")
 # algorithms take the whole canvas as one block.
 LLADA_BLOCK_LENGTH: Final = 32
 
+BLOCK_SIZES: Final = (16, 32, 64, 128)  # those of the kernels
+
+SHORT_CONTEXT: Final = 2048
+"""Tokens of the longest request, prompt and canvas, with SparseD's settings for short contexts. The
+paper measures these on prompts of a few hundred tokens and the others from 4,096 on."""
+SHORT_SELECT: Final = 0.5
+SHORT_BLOCK_SIZE: Final = 32
+LONG_SELECT: Final = 0.3
+LONG_BLOCK_SIZE: Final = 128
+SELECT_BY_LENGTH: Final = f"{LONG_SELECT:g}; {SHORT_SELECT:g} up to {SHORT_CONTEXT:,} tokens"
+BLOCK_SIZE_BY_LENGTH: Final = (
+    f"{LONG_BLOCK_SIZE}; {SHORT_BLOCK_SIZE} up to {SHORT_CONTEXT:,} tokens"
+)
+
 # Characters of a refused value that a message repeats.
 SHOWN_CHARACTERS: Final = 80
 # Counts and lengths fit 32 bits: larger ones would not survive the way to the engine.
@@ -286,9 +300,10 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "sparsed",
         "select",
         "number",
-        0.3,
+        None,
         "Share of the key blocks that each query block keeps (SparseD's rho); a request may ask "
-        "for no more than the server's value.",
+        f"for no more than the server's value, {LONG_SELECT:g} where it has none.",
+        default_text=SELECT_BY_LENGTH,
         minimum=0,
         maximum=1,
         open_minimum=True,
@@ -297,9 +312,11 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "sparsed",
         "block_size",
         "integer",
-        128,
-        "Tokens of a block of the pattern; a request may ask for no less than the server's value.",
-        choices=(16, 32, 64, 128),
+        None,
+        "Tokens of a block of the pattern; a request may ask for no less than the server's value, "
+        f"{LONG_BLOCK_SIZE} where it has none.",
+        default_text=BLOCK_SIZE_BY_LENGTH,
+        choices=BLOCK_SIZES,
     ),
     Parameter(
         "sparsed",

@@ -14,9 +14,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from vllm_sparsed.parameter_table import (
+    BLOCK_SIZES,
     LLADA_ALGORITHMS,
     LLADA_BLOCK_LENGTH,
+    LONG_BLOCK_SIZE,
+    LONG_SELECT,
     PARAMETERS,
+    SHORT_BLOCK_SIZE,
+    SHORT_CONTEXT,
+    SHORT_SELECT,
     SHOWN_CHARACTERS,
     ParameterError,
     parameter_table,
@@ -43,7 +49,8 @@ class RequestParameters:
     """Validated parameters of one request; the fields are those of `PARAMETERS`.
 
     `steps` None: as many as canvas tokens; `block_length` None: the whole canvas is one block.
-    In a server's defaults `block_length` None means that the algorithm decides.
+    In a server's defaults `block_length` None means that the algorithm decides. `sparsed_select`
+    and `sparsed_block_size` None: by the length of the request, see `pattern_settings`.
     """
 
     steps: int | None
@@ -57,8 +64,21 @@ class RequestParameters:
     sparsed_enabled: bool
     sparsed_dense_if_faster: bool
     sparsed_skip: float
-    sparsed_select: float
-    sparsed_block_size: int
+    sparsed_select: float | None
+    sparsed_block_size: int | None
+
+    def pattern_settings(self, seq_len: int) -> tuple[int, float]:
+        """Block size and select of a request of so many tokens, prompt and canvas.
+
+        What nobody gave is as released with SparseD, for short or for long contexts.
+        """
+        is_short = seq_len <= SHORT_CONTEXT
+        block_size = SHORT_BLOCK_SIZE if is_short else LONG_BLOCK_SIZE
+        select = SHORT_SELECT if is_short else LONG_SELECT
+        return (
+            block_size if self.sparsed_block_size is None else self.sparsed_block_size,
+            select if self.sparsed_select is None else self.sparsed_select,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +94,22 @@ class ServerSettings:
     defaults: RequestParameters
     default_canvas: int
     sparsed_max_canvas: int | None
+
+    @property
+    def largest_select(self) -> float:
+        """The most that a request may ask for."""
+        return self.defaults.sparsed_select or LONG_SELECT
+
+    @property
+    def smallest_block_size(self) -> int:
+        """The least that a request may ask for."""
+        return self.defaults.sparsed_block_size or LONG_BLOCK_SIZE
+
+    def block_sizes(self, max_model_len: int) -> list[int]:
+        """All that requests of up to so many tokens can have, asked for or not; ascending."""
+        asked = [size for size in BLOCK_SIZES if size >= self.smallest_block_size]
+        by_length = [self.defaults.pattern_settings(length)[0] for length in (1, max_model_len)]
+        return sorted({*asked, *by_length})
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -125,7 +161,8 @@ def request_parameters(
     Args:
         extra_args: `SamplingParams.extra_args`. A parameter given as None counts as not given.
         settings: the server's; the pattern store was sized for its `sparsed_select` and
-            `sparsed_block_size`, so a request cannot ask for more blocks than these allow.
+            `sparsed_block_size`, so a request cannot ask for more blocks than these allow at any
+            length.
 
     Raises:
         ParameterError: an unknown name, a bad value, or more than the server allows.
@@ -140,23 +177,28 @@ def request_parameters(
         elif key not in _FOREIGN_KEYS:
             raise _unknown(key, tuple(_BY_REQUEST_KEY))
     parameters = _with_block_length(values)
-    limits = settings.defaults
-    if parameters.sparsed_enabled and not limits.sparsed_enabled:
+    if parameters.sparsed_enabled and not settings.defaults.sparsed_enabled:
         raise ParameterError(
             "sparsed_enabled is true, but this server attends densely: start it with "
             "--attention-backend sparsed and without sparsed.enabled=false."
         )
-    if parameters.sparsed_select > limits.sparsed_select:
+    select, block_size = parameters.sparsed_select, parameters.sparsed_block_size
+    if select is not None and select > settings.largest_select:
         raise ParameterError(
-            f"sparsed_select is {parameters.sparsed_select:g}, but must be at most "
-            f"{limits.sparsed_select:g}, the server's sparsed.select."
+            f"sparsed_select is {select:g}, but must be at most {settings.largest_select:g}, "
+            + _server_value("sparsed.select", settings.defaults.sparsed_select)
         )
-    if parameters.sparsed_block_size < limits.sparsed_block_size:
+    if block_size is not None and block_size < settings.smallest_block_size:
         raise ParameterError(
-            f"sparsed_block_size is {parameters.sparsed_block_size}, but must be at least "
-            f"{limits.sparsed_block_size}, the server's sparsed.block_size."
+            f"sparsed_block_size is {block_size}, but must be at least "
+            f"{settings.smallest_block_size}, "
+            + _server_value("sparsed.block_size", settings.defaults.sparsed_block_size)
         )
     return parameters
+
+
+def _server_value(key: str, value: float | None) -> str:
+    return f"the server's {key}." if value is not None else f"where the server sets no {key}."
 
 
 def _with_block_length(values: dict[str, Any]) -> RequestParameters:

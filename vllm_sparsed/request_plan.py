@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm_sparsed.attention.crossover import Crossover
+from vllm_sparsed.attention.crossover import Prediction
 from vllm_sparsed.decoding.schedule import Block, dense_steps, plan_blocks
 from vllm_sparsed.parameters import RequestParameters, request_parameters
 from vllm_sparsed.settings import EngineSettings
@@ -27,6 +27,8 @@ class RequestPlan:
         parameters: the request's validated parameters.
         blocks: semi-autoregressive blocks of the canvas, left to right.
         num_steps: denoising steps of the whole request, T.
+        block_size: tokens of a block of its patterns.
+        select: share of the key blocks that they keep, rho.
         pattern_step: t*, the last dense step, in which the patterns are built; steps after it are
             sparse. -1 where the request stays dense.
         guided: whether a second, unconditional sequence runs beside the first (guidance).
@@ -40,6 +42,8 @@ class RequestPlan:
     parameters: RequestParameters
     blocks: tuple[Block, ...]
     num_steps: int
+    block_size: int
+    select: float
     pattern_step: int
     guided: bool
     reserved_tokens: int
@@ -87,7 +91,8 @@ def plan_request(
     reserved = 2 * seq_len if guided and 2 * seq_len <= settings.max_batch_tokens else seq_len
 
     step = dense_steps(num_steps, parameters.sparsed_skip)
-    rows = -(-seq_len // parameters.sparsed_block_size) * (2 if guided else 1)
+    block_size, select = parameters.pattern_settings(seq_len)
+    rows = -(-seq_len // block_size) * (2 if guided else 1)
     sparse_steps = num_steps - 1 - step
     if settings.store is None or not parameters.sparsed_enabled:
         sparse, attention = False, "dense, as asked"
@@ -99,15 +104,18 @@ def plan_request(
     elif rows > settings.store.num_rows:
         sparse, attention = False, f"dense, as its {rows} pattern rows do not fit the store"
     else:
-        sparse, attention = _choose(
-            parameters, settings.crossover, seq_len, canvas_len, sparse_steps
-        )
+        times = None
+        if settings.crossover is not None and parameters.sparsed_dense_if_faster:
+            times = settings.crossover.predict(seq_len, canvas_len, block_size, select)
+        sparse, attention = _choose(times, sparse_steps)
     return RequestPlan(
         prompt_len=prompt_len,
         canvas_len=canvas_len,
         parameters=parameters,
         blocks=blocks,
         num_steps=num_steps,
+        block_size=block_size,
+        select=select,
         pattern_step=step if sparse else -1,
         guided=guided,
         reserved_tokens=reserved,
@@ -116,19 +124,10 @@ def plan_request(
     )
 
 
-def _choose(
-    parameters: RequestParameters,
-    crossover: Crossover | None,
-    seq_len: int,
-    canvas_len: int,
-    sparse_steps: int,
-) -> tuple[bool, str]:
+def _choose(times: Prediction | None, sparse_steps: int) -> tuple[bool, str]:
     """Whether to attend sparsely in the last `sparse_steps` steps, and the reason."""
-    if crossover is None or not parameters.sparsed_dense_if_faster:
+    if times is None:
         return True, f"sparse in {sparse_steps} steps, as asked"
-    times = crossover.predict(
-        seq_len, canvas_len, parameters.sparsed_block_size, parameters.sparsed_select
-    )
     sparse = times.sparse_pays(sparse_steps)
     return sparse, (
         f"{'sparse' if sparse else 'dense'}, as predicted to be faster: {sparse_steps} steps of "

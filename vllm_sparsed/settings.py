@@ -8,6 +8,7 @@ from vllm_sparsed.attention.crossover import Crossover
 from vllm_sparsed.attention.kernel_costs import attention_costs
 from vllm_sparsed.attention.pattern_store import PatternStoreSize
 from vllm_sparsed.kernels.pattern_building import pattern_width
+from vllm_sparsed.parameter_table import SHORT_CONTEXT
 from vllm_sparsed.parameters import ServerSettings, server_settings
 from vllm_sparsed.plugin import BACKEND_NAME, DEFAULT_ALGORITHMS
 
@@ -72,13 +73,14 @@ def engine_settings(vllm_config: "VllmConfig") -> EngineSettings:
     max_model_len = vllm_config.model_config.max_model_len
     additional = vllm_config.additional_config
     additional = additional if isinstance(additional, dict) else {}
+    crossover = _crossover(vllm_config.model_config, additional.get(CAPABILITY_KEY))
     return EngineSettings(
         server=server,
         max_model_len=max_model_len,
         max_batch_tokens=max_batch_tokens,
         mask_token_id=vllm_config.model_config.hf_config.mask_token_id,
-        store=_store_size(server, max_model_len, max_batch_tokens),
-        crossover=_crossover(vllm_config.model_config, additional.get(CAPABILITY_KEY)),
+        store=pattern_store_size(server, max_model_len, max_batch_tokens, crossover is None),
+        crossover=crossover,
         graph_tokens=additional.get(GRAPH_TOKENS_KEY, 0),
     )
 
@@ -94,17 +96,29 @@ def _crossover(model_config: "ModelConfig", capability: Sequence[int] | None) ->
     return Crossover(costs, num_heads, head_dim)
 
 
-def _store_size(
-    server: ServerSettings, max_model_len: int, max_batch_tokens: int
+def pattern_store_size(
+    server: ServerSettings, max_model_len: int, max_batch_tokens: int, short_rows: bool
 ) -> PatternStoreSize | None:
-    if not server.defaults.sparsed_enabled:
+    """Rows for a full batch, as wide as any request's.
+
+    Args:
+        short_rows: whether the batch may be one of short requests, with their smaller blocks. On
+            GPUs, where these seldom pay, it counts as one of long requests.
+    """
+    defaults = server.defaults
+    if not defaults.sparsed_enabled:
         return None
-    block = server.defaults.sparsed_block_size
-    max_canvas = min(server.sparsed_max_canvas or max_model_len, max_model_len)
+    max_canvas = server.sparsed_max_canvas or max_model_len
+    short = min(SHORT_CONTEXT, max_model_len)
+    width = 0
+    for length in (short, max_model_len):
+        block, select = defaults.pattern_settings(length)
+        canvas_blocks = -(-min(max_canvas, length) // block)
+        width = max(width, pattern_width(-(-length // block), canvas_blocks, select))
+    short_block, _ = defaults.pattern_settings(short)
+    long_block, _ = defaults.pattern_settings(max_model_len)
+    num_rows = -(-max_batch_tokens // (short_block if short_rows else long_block))
     # An eighth more than whole blocks need: the last block of each request may be partly filled.
-    num_rows = -(-max_batch_tokens // block)
     num_rows += -(-num_rows // 8)
-    width = pattern_width(
-        -(-max_model_len // block), -(-max_canvas // block), server.defaults.sparsed_select
-    )
-    return PatternStoreSize(num_rows=num_rows, width=width, block_size=block)
+    # One short request always fits, with both of its sequences where it is guided.
+    return PatternStoreSize(num_rows=max(num_rows, 2 * -(-short // short_block)), width=width)

@@ -70,7 +70,7 @@ def breakdown(kernels: Sequence[Kernel], wall_ms: float) -> StepProfile:
 
     Args:
         kernels: of one step, in any order.
-        wall_ms: the same step's time by the clock, without a profiler.
+        wall_ms: the same step's time by the clock.
     """
     ordered = sorted(kernels, key=lambda kernel: kernel.start)
     parts = [part_of(kernel.name) for kernel in ordered]

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 SHAPES: Final = Path(__file__).resolve().parents[1] / "shapes"
 
 OnStep = Callable[[int], AbstractContextManager[Any]]
@@ -166,39 +164,19 @@ def run_request(
     request_ids = list(engine.output_processor.request_states)
     seconds: list[float] = []
     tokens: list[int] = []
-    while engine.has_unfinished_requests():
-        with on_step(len(seconds)):
-            started = time.perf_counter()
-            outputs = engine.step()
-            seconds.append(time.perf_counter() - started)
-        for output in outputs:
-            tokens = list(output.outputs[0].token_ids)
-        if max_steps and len(seconds) >= max_steps:
+    try:
+        while engine.has_unfinished_requests():
+            with on_step(len(seconds)):
+                started = time.perf_counter()
+                outputs = engine.step()
+                seconds.append(time.perf_counter() - started)
+            for output in outputs:
+                tokens = list(output.outputs[0].token_ids)
+            if max_steps and len(seconds) >= max_steps:
+                break
+    finally:
+        if engine.has_unfinished_requests():
+            # Also where a step failed: the next request is to run alone.
             engine.abort_request(request_ids, internal=True)
             engine.step()
-            break
     return RequestRun(seconds, tokens)
-
-
-def draw_weights(model: torch.nn.Module, generator_seed: int = 0) -> bool:
-    """Give dummy weights a size at which attention and logits are not all alike.
-
-    vLLM's dummy weights are within 1e-3 of 0, norms included: every softmax is flat. Matrices and
-    biases become normal with a standard deviation of 0.02, norms 1.
-
-    Returns:
-        Whether it did; quantized weights, and those that vLLM has repacked for a CPU, stay.
-    """
-    parameters = dict(model.named_parameters())
-    if any(p.dtype.itemsize < 2 or not p.numel() for p in parameters.values()):
-        return False
-    device = next(iter(parameters.values())).device
-    generator = torch.Generator(device).manual_seed(generator_seed)
-    # vLLM may have made them in inference mode, where alone they can be written.
-    with torch.inference_mode():
-        for name, parameter in parameters.items():
-            if "norm" in name:
-                parameter.fill_(1.0)
-            else:
-                parameter.normal_(0.0, 0.02, generator=generator)
-    return True

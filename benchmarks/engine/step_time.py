@@ -6,14 +6,15 @@ One engine serves one request at a time. For each length it prints the median ti
 of the step that builds the patterns, of a sparse step and of the whole request, the peak memory,
 with `--profile` where the time of a step goes (torch profiler, by kind of kernel), and with
 `--floor` the time of the linear layers alone (`products_ms`, all rows of the canvas through the
-head) and of reading their weights at the bandwidth of a copy (`read_ms`).
+head) and of reading their weights at the bandwidth of a copy (`read_ms`). `--output` appends the
+same figures to step_time.csv in a folder.
 """
 
 import argparse
 import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.engine.breakdown import StepProfiler, breakdown
 from benchmarks.engine.denoising_engine import (
@@ -23,6 +24,14 @@ from benchmarks.engine.denoising_engine import (
     start_engine,
 )
 from benchmarks.engine.floor import measure_floor
+from benchmarks.measuring.rows import RowFile
+
+FILE: Final = "step_time.csv"
+COLUMNS: Final = (
+    *("model", "backend", "dtype", "quantization", "length", "canvas", "steps", "request_s"),
+    *("dense_step_ms", "pattern_step_ms", "first_sparse_ms", "sparse_step_ms", "graph_replays"),
+    *("products_ms", "read_ms", "weights_gib", "copy_gbps", "peak_gib"),
+)
 
 
 def parse() -> argparse.Namespace:
@@ -47,9 +56,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--load-format", default="dummy")
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.9)
-    parser.add_argument(
-        "--output", type=Path, default=None, help="append the results as JSON lines"
-    )
+    parser.add_argument("--output", type=Path, help="folder of the CSV to append to")
     return parser.parse_args()
 
 
@@ -125,8 +132,8 @@ def measure(llm: Any, args: argparse.Namespace, length: int) -> None:
         row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     print(json.dumps(row), flush=True)
     if args.output:
-        with args.output.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        columns = {name: row.get(name) for name in COLUMNS}
+        RowFile(args.output / FILE, COLUMNS, append=True).add(columns)
     if not args.profile:
         return
     wanted = {"dense": min(4, pattern_step - 1)}

@@ -71,9 +71,7 @@ class Layer:
         """A dense pass that builds the pattern, too."""
         num_blocks = -(-self.length // block_size)
         width = pattern_width(num_blocks, -(-canvas // block_size), SELECT)
-        store = PatternStore(
-            PatternStoreSize(num_blocks, width, block_size), 1, self.heads, self.device
-        )
+        store = PatternStore(PatternStoreSize(num_blocks, width), 1, self.heads, self.device)
         rows = torch.arange(num_blocks, dtype=torch.int32, device=self.device)
         build = PatternBuild(0, self.length, canvas, block_size, SELECT, rows)
         dense = self.dense()

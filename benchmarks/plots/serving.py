@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.measuring.rows import read_rows
+from benchmarks.plots.goals import OVERHEAD_MS
 from benchmarks.plots.style import COLOURS, MUTED, PART_COLOURS, pyplot, save
 
 Row = dict[str, str]
-
-GOALS: Final = {"1": 2.0, "64": 5.0}
-"""Milliseconds of overhead a step that are aimed at, by batch size."""
 
 SERIES: Final = {"sparse": (-0.19, "-o"), "dense": (0.19, "--s")}
 """Where the bars of a kind of attention stand, and its lines."""
@@ -118,8 +116,8 @@ def _overhead(rows: list[Row], target: Path) -> list[Path]:
         axis.bar(places, heights, 0.6, bottom=bottom, color=colour, label=part)
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
     for place, row in zip(places, rows, strict=True):
-        if row["batch_size"] in GOALS:
-            goal = GOALS[row["batch_size"]]
+        if row["batch_size"] in OVERHEAD_MS:
+            goal = OVERHEAD_MS[row["batch_size"]]
             axis.hlines(goal, place - 0.4, place + 0.4, color=MUTED, linestyle="--")
             axis.text(place, goal, "goal", ha="center", va="bottom", fontsize=7, color=MUTED)
     axis.set_xticks(places, [row["batch_size"] for row in rows])

@@ -1,4 +1,4 @@
-"""Make the small summary of a result folder that is kept in git: tables, figures, a report.
+"""Make the small summary of a result folder that is kept in git: goals, tables, figures, a report.
 
     python -m benchmarks.plots.summary FOLDER [--output benchmarks/results/h200]
 
@@ -18,6 +18,7 @@ from typing import Final
 from benchmarks.measuring.environment import COLUMNS
 from benchmarks.measuring.rows import DEFAULT_FOLDER, read_rows
 from benchmarks.plots import draw
+from benchmarks.plots.goals import goals_table
 from benchmarks.plots.summary_tables import Table, attention_times, missing, tables
 
 RESULTS: Final = Path(__file__).resolve().parents[1] / "results"
@@ -90,8 +91,9 @@ def report(source: Path, found: Sequence[Table], figures: Sequence[Path]) -> Ite
     for table in found:
         yield ""
         yield f"## {table.title}"
-        yield f"    {COMMANDS[table.name]}"
-        yield ""
+        if table.name in COMMANDS:
+            yield f"    {COMMANDS[table.name]}"
+            yield ""
         yield table.note
         notes = list(faster_than_ours(source)) if table.name == "attention" else []
         notes += not_measured(source, table.name)
@@ -166,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = tables(options.folder)
     if not found:
         parser.error(f"no figures in {options.folder}")
+    found = [goals_table(options.folder), *found]
     figures = draw.figures(options.folder, target)
     files = [write_table(table, target) for table in found]
     path = target / "README.md"

@@ -250,8 +250,9 @@ def serving_table(rows: Sequence[Row]) -> Table:
     return Table(
         "serving",
         "Serving",
-        "`vllm bench serve`; prompts and canvases vary evenly around their means. Milliseconds are "
-        "the median, the 90th and the 99th percentile.",
+        "`vllm bench serve`; prompts and canvases vary evenly around their means. Sparse is the "
+        "server's default: requests that it would not make faster stay dense. Milliseconds are the "
+        "median, the 90th and the 99th percentile.",
         (
             *("model", "clients", "attention", "prompt", "canvas", "T", "completed"),
             *("output tokens/s", "total tokens/s", "first block ms", "latency ms"),

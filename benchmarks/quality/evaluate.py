@@ -23,6 +23,7 @@ from benchmarks.quality.cases import Case, cached_cases
 from benchmarks.quality.report import report_folder, setting_line
 from benchmarks.quality.results import Record, answers_path, record, summarize, write_rows
 from benchmarks.quality.settings import (
+    RELEASED,
     Axes,
     Setting,
     compared_settings,
@@ -143,6 +144,17 @@ def part_of(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
+def setting_of(text: str) -> Setting:
+    """SparseD's `0.3,0.2,128`: select, skip and block size."""
+    try:
+        select, skip, block_size = text.split(",")
+        return Setting(float(select), float(skip), int(block_size))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be like 0.3,0.2,128: select, skip and block size"
+        ) from None
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n\n")[0],
@@ -162,9 +174,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "ablations; full: every combination in place of one at a time"
     )
     add("--grid", choices=("main", "one", "full"), default="one", help=grid_help)
-    add("--default-select", type=float, default=0.3)
-    add("--default-skip", type=float, default=0.2)
-    add("--default-block-size", type=int, nargs="+", default=[128, 32])
+    default_help = "SELECT,SKIP,BLOCK SIZE asked at every length; default: as released"
+    add("--defaults", type=setting_of, nargs="+", default=RELEASED, help=default_help)
     add("--select", type=float, nargs="*", default=[0.1, 0.2, 0.3, 0.4, 0.5])
     add("--skip", type=float, nargs="*", default=[0.0, 0.1, 0.2, 0.3])
     add("--block-size", type=int, nargs="*", default=[32, 64, 128])
@@ -181,10 +192,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
-    defaults = tuple(
-        Setting(options.default_select, options.default_skip, block)
-        for block in options.default_block_size
-    )
+    defaults = tuple(options.defaults)
     axes = Axes(defaults, tuple(options.select), tuple(options.skip), tuple(options.block_size))
     units = all_units(options, axes)
     part, parts = options.part

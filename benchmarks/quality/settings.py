@@ -6,6 +6,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from vllm_sparsed.decoding.schedule import dense_steps
+from vllm_sparsed.parameter_table import (
+    LONG_BLOCK_SIZE,
+    LONG_SELECT,
+    SHORT_BLOCK_SIZE,
+    SHORT_SELECT,
+)
 
 PATTERNS: Final = {
     "dense": "full attention in every step",
@@ -108,6 +114,12 @@ LABELS: Final = {
 """What a setting is called, by pattern and schedule; SparseD itself by its parameters alone."""
 
 DENSE: Final = Setting(pattern="dense")
+
+RELEASED: Final = (
+    Setting(LONG_SELECT, 0.2, LONG_BLOCK_SIZE),
+    Setting(SHORT_SELECT, 0.2, SHORT_BLOCK_SIZE),
+)
+"""SparseD's settings for long and for short contexts, the server's defaults by length."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from benchmarks.measuring.rows import DEFAULT_FOLDER
 
 MEASURED: Final = ("ours", "plain")
 UNQUANTIZED: Final = "none"
+MORE_STEPS: Final = 3
+"""Times as many steps of short requests: theirs take milliseconds, and vary more."""
 SMALL_MODELS: Final = ("tests/golden/llada-mha", "tests/golden/dream-gqa")
 SMALL: Final[dict[str, Any]] = {
     "models": list(SMALL_MODELS),
@@ -20,17 +22,19 @@ SMALL: Final[dict[str, Any]] = {
     "dtype": "float32",
     "totals": [16, 64],
     "quantizations": [UNQUANTIZED],
+    "more_steps_up_to": 0,
 }
 """What --small sets unless it is given."""
 
 USUAL: Final[dict[str, Any]] = {
     "models": ["llada-8b", "dream-7b"],
-    "lengths": [4096, 16384, 32768, 65536],
+    "lengths": [65536, 32768, 16384, 4096],
     "canvas": 1024,
     "block_size": 128,
     "dtype": "bfloat16",
     "totals": [128, 1024],
     "quantizations": [UNQUANTIZED, "fp8"],
+    "more_steps_up_to": 16384,
 }
 
 
@@ -43,7 +47,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--small", action="store_true", help="tiny models and lengths, for a CPU")
     add("--models", nargs="+", help="folders of benchmarks/shapes, or paths")
-    add("--lengths", type=int, nargs="+", help="prompt and canvas, in tokens")
+    add("--lengths", type=int, nargs="+", help="prompt and canvas, in tokens; in this order")
     add("--plain-lengths", type=int, nargs="+", help="of the plain loops; default: --lengths")
     add("--measure", nargs="+", choices=MEASURED, default=list(MEASURED))
     add("--quantizations", nargs="+", help=f"of our linear layers: {UNQUANTIZED}, fp8")
@@ -57,6 +61,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--dense-steps", type=int, default=2, help="to time, of each loop")
     add("--sparse-steps", type=int, default=2, help="to time, of each loop")
+    add(
+        "--more-steps-up-to",
+        type=int,
+        help=f"so short, our engine times {MORE_STEPS} times as many steps",
+    )
     add(
         "--few-steps-from",
         type=int,

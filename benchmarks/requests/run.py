@@ -1,6 +1,6 @@
 """Whole requests at the shape of LLaDA-8B and Dream-7B: ours, and plain PyTorch loops.
 
-    python -m benchmarks.requests.run                      all lengths of both models
+    python -m benchmarks.requests.run                      all lengths of both models, longest first
     python -m benchmarks.requests.run --models llada-8b --lengths 65536 --measure ours --resume
     python -m benchmarks.requests.run --small              tiny models, for a CPU
 
@@ -40,7 +40,7 @@ from benchmarks.measuring.rows import reason
 from benchmarks.reference.models import Dimensions, ReferenceModel
 from benchmarks.reference.sparse_pattern import SparseSettings
 from benchmarks.requests import tables
-from benchmarks.requests.options import UNQUANTIZED, parse
+from benchmarks.requests.options import MORE_STEPS, UNQUANTIZED, parse
 from benchmarks.requests.plain_model import PlainModel
 from benchmarks.requests.plain_steps import Measurement, PlainRequest, check_plain
 from benchmarks.requests.random_model import random_weights, read_config, register_loader
@@ -140,7 +140,7 @@ def missing(
 
 
 def measure_one(options: argparse.Namespace) -> None:
-    """Measure one job, shortest length first."""
+    """Measure one job, its lengths in the order given."""
     table, deadline = RequestTables(options.output, append=True), Deadline(options.minutes)
     (job,) = jobs(options)
     if job.measured == "plain":
@@ -152,19 +152,21 @@ def measure_one(options: argparse.Namespace) -> None:
 def measurements(
     options: argparse.Namespace, measured: str, whole: bool = False
 ) -> list[Measurement]:
-    """One for each length, ascending."""
+    """One for each length, in the order given."""
     settings = SparseSettings(options.skip, options.select, options.block_size)
     lengths = options.plain_lengths if measured == "plain" else options.lengths
     found = []
-    for length in sorted(options.whole if whole else lengths):
+    for length in options.whole if whole else lengths:
         few = measured == "plain" and length >= options.few_steps_from
+        more = measured == "ours" and length <= options.more_steps_up_to
+        times = MORE_STEPS if more else 1
         found.append(
             Measurement(
                 length,
                 options.canvas,
                 settings,
-                1 if few else options.dense_steps,
-                1 if few else options.sparse_steps,
+                1 if few else times * options.dense_steps,
+                1 if few else times * options.sparse_steps,
                 options.pattern_layers if few else 0,
             )
         )

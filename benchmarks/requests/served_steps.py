@@ -29,8 +29,12 @@ ALLOWED_ERROR: Final = {torch.bfloat16: 0.2, torch.float16: 0.03, torch.float32:
 Both sides round: 32 layers in bfloat16 are 0.09 apart, where one is 0.017.
 """
 
-ALLOWED_ERROR_QUANTIZED: Final = 0.5
-"""The same with quantized weights: unrelated logits are about 1.4 apart."""
+LONG_STEP: Final = 1.0
+"""Seconds of a step beside which nothing that happens once counts."""
+
+ALLOWED_ERROR_QUANTIZED: Final = 1.0
+"""The same with quantized weights: unrelated logits are about 1.41 apart. Random layers amplify
+what rounding changes: in a simulation of 32 layers bfloat16 comes to 0.06, fp8 to 0.66."""
 
 
 def check_served(
@@ -105,17 +109,19 @@ def profile_served(llm: Any, what: Measurement, times: StepTimes) -> dict[str, S
     Args:
         llm: the engine.
         what: the request.
-        times: of its steps without a profiler, which the parts are set against.
+        times: of its steps without a profiler.
     """
     skip = what.settings.skip
-    total = steps_to_measure(1, 1, skip, most=what.canvas)
+    # What only a request's first step does, and the first sparse one, is seen in short steps.
+    warm_up = 1 if times.median("dense") < LONG_STEP else 0
+    total = steps_to_measure(1 + warm_up, 1 + warm_up, skip, most=what.canvas)
     building = steps_by_kind(total, skip, sparse=True)["dense"]
-    steps = {"dense": building - 1, "building": building, "sparse": building + 1}
+    steps = {"dense": building - 1, "building": building, "sparse": building + 1 + warm_up}
     profiler = StepProfiler(list(steps.values()))
-    _run(llm, what, total, building + 2, profiler.on_step)
+    seconds = _run(llm, what, total, steps["sparse"] + 1, profiler.on_step).seconds
+    # The same steps' time: from one request to the next a GPU's clock changes by some percent.
     return {
-        kind: breakdown(profiler.kernels(step), times.median(kind) * 1e3)
-        for kind, step in steps.items()
+        kind: breakdown(profiler.kernels(step), seconds[step] * 1e3) for kind, step in steps.items()
     }
 
 

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,24 +21,27 @@ from tests.engine.inspection import MAX_BATCH_TOKENS, MAX_MODEL_LEN
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Callable[..., LLM]]:
     """The engine of a golden model, started when first asked for."""
-    started: dict[tuple[str, int], LLM] = {}
+    started: dict[str, LLM] = {}
+    # The golden cases go down to blocks of 16 and up to a share of 0.5. At their lengths dense
+    # attention would be faster on a GPU.
+    sparsed = {"block_size": 16, "select": 0.5, "dense_if_faster": False}
 
-    def get(model: str, max_batch_tokens: int = MAX_BATCH_TOKENS) -> LLM:
-        key = (model, max_batch_tokens)
+    def get(model: str, max_batch_tokens: int = MAX_BATCH_TOKENS, **others: Any) -> LLM:
+        options: dict[str, Any] = {
+            "max_model_len": MAX_MODEL_LEN,
+            "max_num_batched_tokens": max_batch_tokens,
+            "additional_config": {"sparsed": sparsed},
+            **others,
+        }
+        key = f"{model} {options}"
         if key not in started:
             started[key] = LLM(
                 str(GOLDEN / model),
                 skip_tokenizer_init=True,
                 dtype="float32",
-                max_model_len=MAX_MODEL_LEN,
-                max_num_batched_tokens=max_batch_tokens,
                 max_num_seqs=16,
                 attention_backend="sparsed",
-                # The golden cases go down to blocks of 16 and up to a share of 0.5. At their
-                # lengths dense attention would be faster on a GPU.
-                additional_config={
-                    "sparsed": {"block_size": 16, "select": 0.5, "dense_if_faster": False}
-                },
+                **options,
             )
         return started[key]
 

@@ -73,14 +73,16 @@ def predicting(llm: LLM) -> Iterator[list[int]]:
         del store.allocate
 
 
-def request(length: int, **extra_args: Any) -> tuple[dict[str, list[int]], SamplingParams]:
+def request(
+    length: int, steps: int = 16, **extra_args: Any
+) -> tuple[dict[str, list[int]], SamplingParams]:
     params = SamplingParams(
         temperature=0.0,
         seed=1,
         max_tokens=32,
         ignore_eos=True,
         detokenize=False,
-        extra_args={"diffusion_steps": 16, **extra_args},
+        extra_args={"diffusion_steps": steps, **extra_args},
     )
     return {"prompt_token_ids": [3 + i * 7 % 380 for i in range(length - 32)]}, params
 

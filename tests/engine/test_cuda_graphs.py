@@ -146,6 +146,35 @@ def test_a_pass_that_cannot_be_recorded_runs_as_before(
     assert graphs_of(runner).num_replays == 0
 
 
+def test_short_of_memory_only_shorter_passes_are_recorded(
+    engine: Callable[..., LLM],
+    recording: Callable[..., DenoisingModelRunner],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A second try follows, with what the allocator had kept; then the pass runs as before."""
+    warnings: list[tuple[object, ...]] = []
+    monkeypatch.setattr(cuda_graphs.logger, "warning", lambda text, *args: warnings.append(args))
+    cases = sorted(load_cases("llada-mha"), key=lambda case: len(case.prompt))
+    tried: list[int] = []
+
+    def record(run: Callable[[], torch.Tensor]) -> Rerun:
+        tried.append(len(run()))
+        # The long one never fits, the short one the second time.
+        if tried[-1:] != tried[-2:-1] or tried[-1] > len(cases[0].prompt) + len(cases[0].expected):
+            raise torch.OutOfMemoryError
+        return Rerun(run)
+
+    runner = recording("llada-mha")
+    runner.record_passes(4096, record)
+    for case in (cases[-1], cases[0]):
+        assert generate(engine("llada-mha"), [case]) == [case.expected]
+    length, short = tried[0], tried[-1]
+    assert tried == [length, length, short, short]
+    assert warnings == [(length,)]
+    assert graphs_of(runner).max_tokens == length - 1
+    assert graphs_of(runner).num_replays > 0
+
+
 def test_an_experiment_is_not_recorded(
     engine: Callable[..., LLM], recording: Callable[..., DenoisingModelRunner]
 ) -> None:
@@ -198,7 +227,7 @@ def test_the_limit_comes_from_vllms_options(monkeypatch: pytest.MonkeyPatch) -> 
 
     from vllm_sparsed import engine_config
 
-    def limit(ranks: int = 1, eager: bool = False, **compilation: Any) -> int:
+    def limit(ranks: int = 1, eager: bool = False, level: int = 2, **compilation: Any) -> int:
         options = {
             "cudagraph_mode": None,
             "cudagraph_capture_sizes": None,
@@ -208,6 +237,7 @@ def test_the_limit_comes_from_vllms_options(monkeypatch: pytest.MonkeyPatch) -> 
             SimpleNamespace(
                 compilation_config=SimpleNamespace(**(options | compilation)),
                 model_config=SimpleNamespace(enforce_eager=eager),
+                optimization_level=level,
                 parallel_config=SimpleNamespace(tensor_parallel_size=ranks),
             )
         )
@@ -219,8 +249,18 @@ def test_the_limit_comes_from_vllms_options(monkeypatch: pytest.MonkeyPatch) -> 
     assert limit() == engine_config.GRAPH_TOKENS
     assert limit(max_cudagraph_capture_size=300) == 300
     assert limit(cudagraph_capture_sizes=[1, 64, 8]) == 64
-    assert limit(eager=True) == limit(ranks=2) == 0
+    assert limit(eager=True) == limit(ranks=2) == limit(level=0) == 0
     assert limit(cudagraph_mode=CUDAGraphMode.NONE) == limit(max_cudagraph_capture_size=0) == 0
+
+
+@pytest.mark.gpu
+def test_after_a_failed_recording_memory_is_given_back_on_gpu() -> None:
+    before = torch.ones(64, device="cuda")
+    with pytest.raises(RuntimeError):
+        cuda_graphs.CudaGraph(lambda: before * before.sum().item())
+    torch.cuda.empty_cache()
+    recorded = cuda_graphs.CudaGraph(lambda: before + before)
+    assert recorded.replay().tolist() == [2.0] * 64
 
 
 @pytest.mark.gpu

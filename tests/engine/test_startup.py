@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -126,11 +127,13 @@ def test_the_measured_batch_builds_the_longest_pattern(
 def test_the_largest_pass_is_recorded(
     engine: Callable[[str], LLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its memory is part of the measurement, and 32 graphs' own."""
+    """Its memory is part of the measurement, and 32 graphs' own; not what others take meanwhile."""
     runner = runner_of(engine("llada-mha"))
     recorded: list[int] = []
-    outside = iter([1000, 3000, 3070])
-    monkeypatch.setattr(startup, "_bytes_outside_allocator", lambda: next(outside))
+    # Before and after each graph: held by the allocator, taken beside it.
+    graphs = [(50, 1000), (75, 3000)], [(75, 3000), (77, 3070)], [(77, 3070), (77, 9999)]
+    taken = iter([*chain(*graphs), (77, 9999), (77, 10079)])
+    monkeypatch.setattr(startup, "_device_bytes", lambda: next(taken))
 
     class Rerun:
         def __init__(self, run: Callable[[], torch.Tensor]) -> None:
@@ -142,8 +145,8 @@ def test_the_largest_pass_is_recorded(
     runner.record_passes(700, Rerun)
     try:
         assert runner.graphs is not None
-        assert startup._record_largest_pass(runner, runner.graphs) == 32 * 70
-        assert recorded == [700, 699]
-        assert len(runner.graphs) == 2
+        assert startup._record_largest_pass(runner, runner.graphs) == 27 + 32 * 70
+        assert recorded == [700, 699, 698, 697]
+        assert len(runner.graphs) == 4
     finally:
         runner.graphs = None

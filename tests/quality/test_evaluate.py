@@ -14,7 +14,7 @@ from vllm import LLM
 
 from benchmarks.quality.answering import Asking
 from benchmarks.quality.cases import Case, cached_cases, make_cases
-from benchmarks.quality.evaluate import Unit, all_units, evaluate, parse, part_of, share
+from benchmarks.quality.evaluate import Unit, all_units, evaluate, parse, part_of, setting_of, share
 from benchmarks.quality.results import (
     answers_path,
     merged_records,
@@ -31,6 +31,7 @@ from benchmarks.quality.settings import (
 )
 from benchmarks.quality.similarity import read_overlaps
 from benchmarks.quality.tasks import TASKS
+from vllm_sparsed.parameters import request_parameters, server_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SPARSE = Setting(0.3, 0.2, 128)
@@ -129,6 +130,21 @@ def test_refuses_parts(text: str) -> None:
     assert part_of("2/5") == (2, 5)
 
 
+@pytest.mark.parametrize("text", ["0.3", "0.3,0.2", "0.3,0.2,128,1", "a,0.2,128", "0.3,0.2,x"])
+def test_refuses_defaults(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"must be like 0\.3,0\.2,128"):
+        setting_of(text)
+    assert setting_of("0.3,0.2,128") == Setting(0.3, 0.2, 128)
+
+
+def test_defaults_are_the_servers() -> None:
+    parameters = request_parameters({}, server_settings({}, "low_confidence"))
+    by_length = [parameters.pattern_settings(length) for length in (4096, 1024)]
+    asked = parse(["model"]).defaults
+    assert [(setting.block_size, setting.select) for setting in asked] == by_length
+    assert {setting.skip for setting in asked} == {parameters.sparsed_skip}
+
+
 @pytest.mark.parametrize("length", [256, 1024])
 def test_prompts_fill_the_length(tokenizer_folder: Path, length: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
@@ -203,7 +219,7 @@ def test_commands_in_two_parts(tmp_path: Path, checkpoint: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "benchmarks.quality.evaluate", checkpoint, "--output", out]
     command += ["--tasks", "multi_key", "report", "--lengths", "128", "160", "--documents", "4"]
-    command += ["--sweep-length", "160", "--sweep-documents", "2", "--default-block-size", "16"]
+    command += ["--sweep-length", "160", "--sweep-documents", "2", "--defaults", "0.3,0.2,16"]
     command += ["--block-size", "16", "--select", "0.3", "0.5", "--dtype", "float32"]
     running = [
         subprocess.Popen([*command, "--part", part], cwd=ROOT, stdout=subprocess.PIPE, text=True)

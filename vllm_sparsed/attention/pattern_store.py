@@ -15,12 +15,10 @@ class PatternStoreSize:
     Attributes:
         num_rows: pattern rows (query blocks) that all running requests share.
         width: most key blocks that one row of one query head may keep.
-        block_size: smallest pattern block, in tokens, that the store was sized for.
     """
 
     num_rows: int
     width: int
-    block_size: int
 
     def num_bytes(self, num_layers: int, num_heads: int) -> int:
         """Bytes of the store of one worker: int16 index lists and int32 counts."""

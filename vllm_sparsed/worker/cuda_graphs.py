@@ -7,6 +7,7 @@ does. A graph serves every batch that looks alike to the host; what lies in the 
 copied into the graph's own.
 """
 
+import contextlib
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -124,9 +125,16 @@ class PassGraphs:
     def clear(self) -> None:
         """Forget all graphs: what they read has moved."""
         self._graphs.clear()
+        # Their pool is given back here and not before: its memory serves nothing else.
+        torch.accelerator.empty_cache()
 
     def _capture(self, batch: PackedBatch, key: Hashable) -> _Graph | None:
-        """Record a pass; None, and no graphs from now on, where that fails."""
+        """Record a pass.
+
+        Returns:
+            None where memory is short: only shorter passes are recorded from now on; or where it
+            cannot be recorded: no pass is any more.
+        """
         metadata = copy_tensors(_metadata(batch), self._token_ids.device, torch.Tensor.clone)
         own = replace(
             batch,
@@ -136,10 +144,25 @@ class PassGraphs:
             attention=dict.fromkeys(batch.attention, metadata),
         )
         token_ids = self._token_ids[: own.num_tokens]
+
+        def run() -> torch.Tensor:
+            return self._run_model(token_ids, own.positions, own.attention)
+
         try:
-            recorded = self._record(
-                lambda: self._run_model(token_ids, own.positions, own.attention)
+            try:
+                recorded = self._record(run)
+            except torch.OutOfMemoryError:
+                # What the allocator keeps for later it does not give back during a recording.
+                torch.accelerator.empty_cache()
+                recorded = self._record(run)
+        except torch.OutOfMemoryError:
+            logger.warning(
+                "Memory is short for a CUDA graph of %d tokens: only shorter passes are recorded "
+                "from now on",
+                batch.num_tokens,
             )
+            self.max_tokens = batch.num_tokens - 1
+            return None
         except RuntimeError as error:
             logger.warning(
                 "A forward pass of %d tokens could not be recorded as a CUDA graph, so all passes "
@@ -208,12 +231,26 @@ class CudaGraph:
             self._graph.capture_begin(pool=CudaGraph._pool, capture_error_mode="thread_local")
             try:
                 output = run()
-            finally:
-                self._graph.capture_end()
+            except BaseException:
+                # The first error says what is wrong.
+                with contextlib.suppress(RuntimeError):
+                    self._end_capture()
+                raise
+            self._end_capture()
         torch.cuda.current_stream().wait_stream(CudaGraph._stream)
         # The graph owns the memory: a weak reference lets the next graph use it too.
         self._output: torch.Tensor = weak_ref_tensor(output)
         CudaGraph._alive.add(self)
+
+    def _end_capture(self) -> None:
+        try:
+            self._graph.capture_end()
+        except RuntimeError:
+            # PyTorch fails before its allocator has left the pool, which then could give nothing
+            # back any more; where it had left, leaving again is an error without effect.
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), CudaGraph._pool)
+            raise
 
     def replay(self) -> torch.Tensor:
         self._graph.replay()

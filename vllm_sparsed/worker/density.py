@@ -43,7 +43,7 @@ def report_density(
             kept_by_request / candidates,
             num_blocks,
             num_blocks,
-            plan.parameters.sparsed_block_size,
+            plan.block_size,
         )
         if counters is not None:
             counters.add(0, 0, kept_by_request, candidates)

@@ -25,6 +25,7 @@ from vllm_sparsed.attention.pattern_store import PatternStore
 from vllm_sparsed.decoding.batch_decoder import BatchDecoder, DecodeRows
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.metrics import StepCounters
+from vllm_sparsed.parameter_table import BLOCK_SIZE_BY_LENGTH, SELECT_BY_LENGTH
 from vllm_sparsed.settings import engine_settings
 from vllm_sparsed.worker.cuda_graphs import CudaGraph, PassGraphs, Recorder
 from vllm_sparsed.worker.density import kept_blocks, report_density
@@ -117,11 +118,11 @@ class DenoisingModelRunner:
             if first_rank:
                 defaults = self.settings.server.defaults
                 logger.info(
-                    "SparseD: skip %.3g, select %.3g, block size %d; pattern store of %d rows x %d "
+                    "SparseD: skip %.3g, select %s, block size %s; pattern store of %d rows x %d "
                     "blocks for %d layers and %d heads: %s GiB",
                     defaults.sparsed_skip,
-                    defaults.sparsed_select,
-                    defaults.sparsed_block_size,
+                    defaults.sparsed_select or SELECT_BY_LENGTH,
+                    defaults.sparsed_block_size or BLOCK_SIZE_BY_LENGTH,
                     size.num_rows,
                     size.width,
                     len(layers),
@@ -326,8 +327,11 @@ class DenoisingModelRunner:
         reload_weights(
             self.vllm_config, self.model, weights_iterator, weights_path, is_checkpoint_format
         )
+        self.reset_lora_state()
+
+    def reset_lora_state(self) -> None:
+        """What vLLM calls when weights were replaced: quantized ones may have new places."""
         if self.graphs is not None:
-            # Quantized weights may have new places.
             self.graphs.clear()
 
     def reset_mm_cache(self) -> None:
@@ -345,6 +349,9 @@ class DenoisingModelRunner:
         self.graphs = None
         self.store = None
         self.model = None
+        # They hold tensors of the device too; nothing runs any more.
+        for name in ("packer", "decoder", "_step_rows", "_tokens"):
+            vars(self).pop(name, None)
         gc.collect()
 
 

@@ -96,13 +96,13 @@ class RequestState:
 
     def phase(self, sequence: int) -> SequencePhase:
         """How sequence 0 (conditional) or 1 (unconditional) attends in this step."""
-        plan, parameters = self.plan, self.plan.parameters
+        plan = self.plan
         if plan.pattern_step < 0 or self.step < plan.pattern_step:
             return SequencePhase(canvas_len=plan.canvas_len)
         return SequencePhase(
             canvas_len=plan.canvas_len,
-            block_size=parameters.sparsed_block_size,
-            select=parameters.sparsed_select,
+            block_size=plan.block_size,
+            select=plan.select,
             builds=self.builds_patterns(),
             row_slots=self.row_slots[sequence],
         )
@@ -123,7 +123,7 @@ class RequestState:
             return (0, 0)
         if self.step == pattern_step:
             return (1, 0)
-        return (2, self.plan.parameters.sparsed_block_size)
+        return (2, self.plan.block_size)
 
     def commit(self, tokens: npt.NDArray[np.int64] | None) -> None:
         """Write the step's decisions and go on to the next step.

@@ -70,7 +70,7 @@ def measure_memory(runner: DenoisingModelRunner, limit_bytes: int | None) -> int
     torch.accelerator.empty_cache()
     logger.info(
         "Peak memory of a full batch of %d tokens: %s GiB (weights %s GiB, pattern store %s GiB, "
-        "CUDA graphs %s GiB beside their activations)",
+        "CUDA graphs %s GiB)",
         runner.settings.max_batch_tokens,
         format_gib(peak),
         format_gib(runner.model_memory_usage),
@@ -112,12 +112,12 @@ def _largest_batch(runner: DenoisingModelRunner) -> None:
     phases = [SequencePhase(canvas_len=length) for length in lengths]
     row_slots: list[int] = []
     if runner.store is not None:
-        block_size = runner.store.size.block_size
+        block_size, select = settings.server.defaults.pattern_settings(longest)
         row_slots = runner.store.allocate(-(-longest // block_size))
         phases[-1] = SequencePhase(
             canvas_len=min(longest, settings.server.sparsed_max_canvas or longest),
             block_size=block_size,
-            select=settings.server.defaults.sparsed_select,
+            select=select,
             builds=True,
             row_slots=row_slots,
         )
@@ -152,27 +152,37 @@ def _run(runner: DenoisingModelRunner, batch: PackedBatch) -> torch.Tensor:
 
 
 def _record_largest_pass(runner: DenoisingModelRunner, graphs: PassGraphs) -> int:
-    """Record the largest pass, so that its activations count as allocated.
+    """Record the largest passes.
 
     Returns:
-        Bytes that all graphs together may take outside PyTorch's allocator.
+        Bytes that all graphs together may take: the activations that they share, which no other
+        pass can use, and what each takes outside PyTorch's allocator.
     """
     total = min(graphs.max_tokens, runner.settings.max_batch_tokens)
-    before = 0
-    # The first graph pays for what all share: the bytes of the second are those of each.
-    for num_tokens in (total, max(1, total - 1)):
+    reserved = []
+    outside = []
+    # The first graph pays for what all share. Of the others the smallest counts: another process on
+    # the device may take memory meanwhile.
+    for num_tokens in range(total, max(0, total - 4), -1):
         lengths = _lengths(num_tokens, min(num_tokens, runner.settings.max_model_len))
         batch = runner.packer.batch(lengths, [SequencePhase(canvas_len=n) for n in lengths])
         _run(runner, batch)
-        before = _bytes_outside_allocator()
+        before = _device_bytes()
         graphs.capture(batch)
-    return MAX_GRAPHS * max(0, _bytes_outside_allocator() - before)
+        after = _device_bytes()
+        reserved.append(after[0] - before[0])
+        outside.append(after[1] - before[1])
+    each = max(0, min(outside[1:], default=0))
+    return max(0, sum(reserved)) + MAX_GRAPHS * each
 
 
-def _bytes_outside_allocator() -> int:
+def _device_bytes() -> tuple[int, int]:
+    """Bytes that PyTorch's allocator holds, and those taken beside it, by whomever."""
     torch.accelerator.synchronize()
+    torch.accelerator.empty_cache()
     free, total = torch.cuda.mem_get_info()
-    return int(total - free - torch.cuda.memory_reserved())
+    reserved = torch.cuda.memory_reserved()
+    return reserved, int(total - free - reserved)
 
 
 def _rows(
@@ -210,14 +220,15 @@ def compile_kernels(runner: DenoisingModelRunner) -> None:
 
     started = time.perf_counter()
     layer = next(iter(get_layers_from_vllm_config(runner.vllm_config, Attention).values()))
-    smallest = runner.store.size.block_size
+    settings = runner.settings
+    block_sizes = settings.server.block_sizes(settings.max_model_len)
     for warm_up in (block_sparse_attention.warm_up, pattern_building.warm_up):
         warm_up(
             num_heads=layer.num_heads,
             num_kv_heads=layer.num_kv_heads,
             head_dim=layer.head_size,
             dtype=runner.model_config.dtype,
-            block_sizes=[size for size in (16, 32, 64, 128) if size >= smallest],
+            block_sizes=block_sizes,
             device=runner.device,
             index_dtype=runner.store.indices.dtype,
         )

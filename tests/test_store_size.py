@@ -1,0 +1,75 @@
+"""The pattern store: whatever a request may ask for fits it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_sparsed.kernels.pattern_building import generation_start_block, kept_blocks_bound
+from vllm_sparsed.parameters import ParameterError, request_parameters, server_settings
+from vllm_sparsed.settings import pattern_store_size
+
+SELECTS = st.none() | st.floats(0.01, 1)
+BLOCK_SIZES = st.none() | st.sampled_from([16, 32, 64, 128])
+
+
+@given(st.data(), SELECTS, BLOCK_SIZES, st.booleans(), st.integers(1, 20_000))
+def test_any_request_fits_by_itself(
+    data: st.DataObject,
+    select: float | None,
+    block_size: int | None,
+    short_rows: bool,
+    max_model_len: int,
+) -> None:
+    max_canvas = data.draw(st.none() | st.integers(1, max_model_len))
+    server = server_settings(
+        {"sparsed": {"select": select, "block_size": block_size, "max_canvas": max_canvas}},
+        "origin",
+    )
+    store = pattern_store_size(server, max_model_len, max_model_len, short_rows)
+    assert store is not None
+    asked = {"sparsed_select": data.draw(SELECTS), "sparsed_block_size": data.draw(BLOCK_SIZES)}
+    try:
+        parameters = request_parameters(asked, server)
+    except ParameterError:
+        parameters = request_parameters({}, server)
+    length = data.draw(st.integers(1, max_model_len))
+    canvas = data.draw(st.integers(1, min(length, max_canvas or length)))
+    block, kept = parameters.pattern_settings(length)
+    blocks = -(-length // block)
+    generation = blocks - generation_start_block(length, canvas, block)
+    assert blocks <= store.num_rows
+    assert kept_blocks_bound(blocks, generation, kept) <= store.width
+    assert block in server.block_sizes(max_model_len)
+
+
+@pytest.mark.parametrize(
+    ("sparsed", "max_model_len", "short_rows", "rows"),
+    [
+        ({}, 65536, False, 576),
+        ({}, 65536, True, 2304),
+        ({"block_size": 128}, 65536, True, 576),
+        ({"block_size": 64}, 65536, False, 1152),
+        ({}, 2048, False, 2304),
+        ({}, 4096, False, 576),
+    ],
+)
+def test_rows_are_for_a_full_batch(
+    sparsed: dict[str, object], max_model_len: int, short_rows: bool, rows: int
+) -> None:
+    """Of short requests or of long ones."""
+    server = server_settings({"sparsed": sparsed}, "origin")
+    store = pattern_store_size(server, max_model_len, 65536, short_rows)
+    assert store is not None
+    assert store.num_rows == rows
+
+
+def test_one_short_request_always_fits() -> None:
+    store = pattern_store_size(server_settings({}, "origin"), 4096, 4096, False)
+    assert store is not None
+    # Guided, with two sequences.
+    assert store.num_rows == 2 * 64
+
+
+def test_none_where_all_is_dense() -> None:
+    server = server_settings({"sparsed": {"enabled": False}}, "origin")
+    assert pattern_store_size(server, 4096, 4096, False) is None
