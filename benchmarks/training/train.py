@@ -59,7 +59,7 @@ class Settings:
     """
 
     seed: int = 0
-    steps: int = 10_000
+    steps: int = 12_000
     batch_tokens: int = 32_768
     learning_rate: float = 1e-3
     warm_up: int = 200

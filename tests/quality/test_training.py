@@ -25,7 +25,7 @@ from vllm_sparsed.models.checkpoint_config import LLaDAConfig, check_supported
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = (
     Stage(1, 96, False, 0.5, (("multi_key", 1.0),)),
-    Stage(2, 192, False, 0.5, (("multi_key", 0.5), ("report", 0.5))),
+    Stage(2, 320, False, 0.5, (("multi_key", 0.5), ("report", 0.5))),
 )
 TINY = replace(SMOKE, batch_tokens=768, learning_rate=3e-3, stages=STAGES)
 CPU = torch.device("cpu")

@@ -120,7 +120,7 @@ def test_fully_masked_questions_are_whole(encoder: Encoder) -> None:
         assert targets[-1] == encoder.turn_end
         assert len(targets) == 7
         places = batch.positions[batch.questions == question]
-        assert np.array_equal(places, np.arange(places[0], places[0] + 3))
+        assert np.array_equal(places, np.arange(places[0], places[0] + 7))
 
 
 def test_batches_repeat(encoder: Encoder) -> None:
