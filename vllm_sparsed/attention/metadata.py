@@ -76,7 +76,8 @@ class SparsedMetadata:
         dense_start_loc: int32 [dense sequences + 1] on the device, the same as offsets.
         max_dense_len: tokens of the longest of them.
         builds: the building ones, the last of the dense span.
-        tiles: query blocks of the sparse sequences, one entry per block size.
+        tiles: query blocks of the sparse sequences, one entry per block size, those shorter than
+            a block apart.
         store: where patterns are written to and read from.
     """
 
@@ -150,9 +151,12 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
     def _tiles(
         self, bounds: Sequence[tuple[int, int]], phases: Sequence[SequencePhase]
     ) -> tuple[QueryTiles, ...]:
-        groups: dict[int, list[tuple[int, int, Sequence[int]]]] = {}
+        # The shortest sequence of a launch decides which kernel serves it; what is shorter than a
+        # block must not choose for others, whose rounding would depend on it.
+        groups: dict[tuple[int, bool], list[tuple[int, int, Sequence[int]]]] = {}
         for (start, end), phase in zip(bounds, phases, strict=True):
-            groups.setdefault(phase.block_size, []).append((start, end - start, phase.row_slots))
+            key = (phase.block_size, end - start < phase.block_size)
+            groups.setdefault(key, []).append((start, end - start, phase.row_slots))
         return tuple(
             QueryTiles.build(
                 [start for start, _, _ in group],
@@ -161,5 +165,5 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
                 block_size,
                 self.device,
             )
-            for block_size, group in groups.items()
+            for (block_size, _), group in groups.items()
         )
