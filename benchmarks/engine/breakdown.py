@@ -94,18 +94,31 @@ class StepProfiler:
         """Choose the steps, by index."""
         self._steps = frozenset(steps)
         self._traces: dict[int, Any] = {}
+        self._warm: Any = None
 
     @contextlib.contextmanager
     def on_step(self, step: int) -> Iterator[None]:
         """Surrounds one step."""
-        if step not in self._steps:
+        if step in self._steps:
+            trace, self._warm = self._warm or _profiler(warm_up=0), None
+            try:
+                yield
+            finally:
+                trace.stop()
+            self._traces[step] = trace
+        elif step + 1 in self._steps:
+            # A profiler's first kernels wait for its buffers: no gaps of the chosen step.
+            self._warm = _profiler(warm_up=1)
+            try:
+                yield
+            except BaseException:
+                self._warm.step()  # PyTorch crashes where a profiler ends while it warms up.
+                self._warm.stop()
+                self._warm = None
+                raise
+            self._warm.step()
+        else:
             yield
-            return
-        activity = torch.profiler.ProfilerActivity
-        kind = activity.CUDA if torch.cuda.is_available() else activity.CPU
-        with torch.profiler.profile(activities=[kind]) as trace:
-            yield
-        self._traces[step] = trace
 
     def kernels(self, step: int) -> list[Kernel]:
         """What one of the chosen steps ran; empty where the step did not come."""
@@ -121,3 +134,13 @@ class StepProfiler:
             micros = span.elapsed_us() if cuda else event.self_cpu_time_total
             found.append(Kernel(event.name, span.start, float(micros)))
         return found
+
+
+def _profiler(warm_up: int) -> Any:
+    """A running profiler that records one step after so many others."""
+    activity = torch.profiler.ProfilerActivity
+    kind = activity.CUDA if torch.cuda.is_available() else activity.CPU
+    steps = torch.profiler.schedule(wait=0, warmup=warm_up, active=1, repeat=1)
+    profiler = torch.profiler.profile(activities=[kind], schedule=steps)
+    profiler.start()
+    return profiler

@@ -32,10 +32,13 @@ def with_tokenizer(source: Path, folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(kept, indent=1))
     for weights in source.glob("*.safetensors*"):
         shutil.copy(weights, folder / weights.name)
-    words = {f"w{token}": token for token in range(config["vocab_size"])}
+    # vLLM refuses a text longer than that many times its longest token. A word here comes with a
+    # space, so these two must be longer than any word.
+    mask, end = "<|mdm_mask|>", "<|endoftext|>"
+    special = {config["mask_token_id"]: mask, config["eos_token_id"]: end}
+    words = {special.get(token, f"w{token}"): token for token in range(config["vocab_size"])}
     tokenizer = Tokenizer(WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    mask, end = f"w{config['mask_token_id']}", f"w{config['eos_token_id']}"
     tokenizer.add_special_tokens([mask, end])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {

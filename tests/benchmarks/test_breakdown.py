@@ -1,8 +1,9 @@
 """Kernels of a step, sorted into parts."""
 
 import pytest
+import torch
 
-from benchmarks.engine.breakdown import PARTS, Kernel, breakdown, part_of
+from benchmarks.engine.breakdown import PARTS, Kernel, StepProfiler, breakdown, part_of
 
 NAMES = {
     "void cutlass::device_kernel<flash::enable_sm90_or_later<flash::FlashAttnFwdSm90<...>>>": (
@@ -63,3 +64,29 @@ def test_overhead_is_never_negative() -> None:
     profile = breakdown([Kernel("nvjet", 0.0, 5000.0)], wall_ms=1.0)
     assert profile.milliseconds["overhead"] == 0.0
     assert profile.milliseconds["linear"] == 5.0
+
+
+def test_the_profiler_keeps_the_chosen_steps_apart() -> None:
+    """The step before a chosen one warms the profiler up, unless it is chosen itself."""
+    profiler = StepProfiler([2, 3, 6])
+    rows = torch.arange(6.0).reshape(2, 3)
+    work = [rows.exp, rows.sin, rows.sum, rows.log1p, rows.abs, rows.cos, rows.sqrt, rows.tanh]
+    for step, run in enumerate(work):
+        with profiler.on_step(step):
+            run()
+    names = {step: {kernel.name for kernel in profiler.kernels(step)} for step in range(len(work))}
+    assert {"aten::sum"} <= names[2]
+    assert names[3] == {"aten::log1p"}
+    assert names[6] == {"aten::sqrt"}
+    assert not any(names[step] for step in (0, 1, 4, 5, 7))
+
+
+def test_a_failed_step_ends_its_profile() -> None:
+    profiler = StepProfiler([1])
+    for step in (0, 1):
+        with pytest.raises(ZeroDivisionError), profiler.on_step(step):
+            raise ZeroDivisionError
+    profiler = StepProfiler([0])
+    with profiler.on_step(0):
+        torch.ones(2).exp()
+    assert any(kernel.name == "aten::exp" for kernel in profiler.kernels(0))

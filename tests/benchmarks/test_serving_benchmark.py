@@ -28,6 +28,8 @@ def test_a_tokenizer_that_gives_back_its_words(tmp_path: Path) -> None:
     assert tokenizer.decode(tokens) == "w7 w380 w12 w100"
     assert tokenizer.encode("w7 w380 w12 w100", add_special_tokens=False) == tokens
     assert {tokenizer.mask_token_id, tokenizer.eos_token_id} == {383, 2}
+    longest_word = max(len(f"w{token} ") for token in range(tokenizer.vocab_size))
+    assert max(map(len, tokenizer.get_vocab())) > longest_word, "vLLM's bound on a text's length"
     assert (folder / "model.safetensors").is_file()
     assert "auto_map" not in json.loads((folder / "config.json").read_text())
     assert with_tokenizer(folder, tmp_path / "other") == folder

@@ -12,6 +12,7 @@ import pytest
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 from vllm import LLM
+from vllm.platforms import current_platform
 
 from tests.engine.golden_cases import GOLDEN
 from tests.engine.http_server import Server, make_checkpoint, serve
@@ -33,6 +34,9 @@ def engine() -> Iterator[Callable[..., LLM]]:
             "additional_config": {"sparsed": sparsed},
             **others,
         }
+        if current_platform.is_cuda():
+            # Small models: a GPU may have other work, other tests for instance.
+            options.setdefault("gpu_memory_utilization", 0.3)
         key = f"{model} {options}"
         if key not in started:
             started[key] = LLM(
