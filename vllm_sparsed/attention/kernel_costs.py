@@ -10,7 +10,8 @@ from typing import Final
 
 import torch
 
-from vllm_sparsed.attention.crossover import AttentionCosts, KernelCost
+from vllm_sparsed.attention.crossover import AttentionCosts, KernelCost, PeerKernel
+from vllm_sparsed.kernels.block_sparse_attention import flash_attention_4
 
 MEASURED: Final[Mapping[tuple[tuple[int, int], int], AttentionCosts]] = MappingProxyType(
     {
@@ -52,25 +53,64 @@ PORTABLE: Final = AttentionCosts(
 the same card. Blocks of 16 and 32 were not measured in that run: sparse rates are those that the
 same tiles had in others, building is as much slower than with 64 as it is in `MEASURED`."""
 
+FLASH_ATTENTION_4: Final[Mapping[tuple[tuple[int, int], int, int], PeerKernel]] = MappingProxyType(
+    {}
+)
+"""By compute capability, head dimension and query heads per key head, against `MEASURED`.
+
+`python -m benchmarks.kernels.flash_attention_4` measures a device and prints its entries. A request
+takes this kernel by its own length alone, or its result would depend on the batch it runs in.
+Empty: it has been measured in the benchmarks' calls, not yet in the engine's, so it is not taken.
+"""
+
 UNMEASURED_SLOWDOWN: Final = 2.0
 """How much slower than `PORTABLE` sparse attention and pattern building are taken to be, against
 dense attention, where nothing was measured: other chips, head dimensions and float32."""
 
 
 def attention_costs(
-    capability: tuple[int, int], head_dim: int, dtype: torch.dtype
+    capability: tuple[int, int],
+    head_dim: int,
+    dtype: torch.dtype,
+    *,
+    peer: PeerKernel | None = None,
 ) -> AttentionCosts:
-    """What was measured, or careful assumptions where nothing was."""
+    """What was measured, or careful assumptions where nothing was.
+
+    Args:
+        peer: FlashAttention 4, where it is taken for some sequences.
+    """
     measured = MEASURED.get((capability, head_dim))
     if measured is not None and dtype in (torch.bfloat16, torch.float16):
-        return measured
+        return replace(measured, peer=peer)
     return AttentionCosts(
         dense=PORTABLE.dense,
         sparse={block: _slower(cost) for block, cost in PORTABLE.sparse.items()},
         build={block: _slower(cost) for block, cost in PORTABLE.build.items()},
         # In float32 dense attention is PyTorch's, which hands no log-sum-exp to pattern building.
         lse_given=dtype != torch.float32,
+        peer=peer,
     )
+
+
+def peer_kernel(
+    capability: tuple[int, int],
+    head_dim: int,
+    dtype: torch.dtype,
+    heads_per_kv_head: int,
+    installed: bool,
+) -> PeerKernel | None:
+    """FlashAttention 4, where it is installed, serves these dimensions and was measured.
+
+    Args:
+        heads_per_kv_head: query heads that share a key head, in the whole model.
+        installed: `flash_attention_4.installed()`, as found when the engine was configured.
+    """
+    peer = FLASH_ATTENTION_4.get((capability, head_dim, heads_per_kv_head))
+    if peer is None or not installed:
+        return None
+    served = flash_attention_4.serves(head_dim, dtype, peer.block_size, capability)
+    return peer if served else None
 
 
 def _slower(cost: KernelCost) -> KernelCost:
