@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test test-kernels test-engines lint type-check test-gpu demo clean
+.PHONY: help setup test test-kernels test-units test-engines lint type-check test-gpu demo clean
 
 help:
 	@echo "make setup     create or complete $(VENV)"
@@ -34,21 +34,29 @@ type-check: setup
 # cores, and tests that look at a running request come too late.
 test: lint type-check
 	$(MAKE) test-kernels
+	$(MAKE) test-units
 	$(MAKE) test-engines
 
 # The tests run several processes on few cores.
-test-kernels test-engines: export OMP_NUM_THREADS ?= 1
+test-kernels test-units test-engines: export OMP_NUM_THREADS ?= 1
+PYTEST := $(BIN)/python -m pytest
+IN_PARALLEL := -n auto --maxprocesses 8
+UNITS := tests/decoding tests/packaging tests/reference
 
 # Triton kernels run in its interpreter, which must be chosen before Triton is imported; it uses one
 # core, so there are as many processes as cores.
 test-kernels: setup
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 tests/kernels
+	TRITON_INTERPRET=1 $(PYTEST) $(IN_PARALLEL) tests/kernels
+
+# Tests of one file share what was costly to prepare.
+test-units: setup
+	$(PYTEST) $(IN_PARALLEL) --dist loadfile $(UNITS)
 
 test-engines: setup
-	$(BIN)/python -m pytest tests --ignore tests/kernels
+	$(PYTEST) tests $(addprefix --ignore=,tests/kernels $(UNITS))
 
 test-gpu: setup
-	$(BIN)/python -m pytest tests -m gpu
+	$(PYTEST) tests -m gpu
 
 demo: setup
 	$(BIN)/python examples/ask_long_document.py

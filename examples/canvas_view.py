@@ -14,16 +14,18 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+# This repository's own: it knows no other words than those of its documents.
+SMALL_MODEL = str(Path(__file__).resolve().parents[1] / "llada-retrieval-5m")
 # Facts that no model knows: the answer can only come from the text.
 QUESTION = (
-    "The amber lantern has the call number 90577.\n"
-    "The quiet harbor has the call number 48213.\n"
-    "The bronze bridge has the call number 03168.\n"
-    "The quiet harbor has the call number 75920.\n"
-    "The amber lantern has the call number 26641.\n"
-    "Which call numbers does the quiet harbor have?"
+    "The access code of the amber lantern is 9057.\n"
+    "The access code of the quiet harbor is 4821.\n"
+    "The access code of the bronze bridge is 0316.\n"
+    "The access code of the hidden garden is 7592.\n"
+    "What is the access code of the quiet harbor?"
 )
 MASK, END = "░", "·"  # an undecided position, a special token such as the end of the turn
 FRESH, PLAIN = "\x1b[7m", "\x1b[0m"  # what the last step decided, in reverse video
@@ -42,7 +44,7 @@ class Canvas:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--model", default="GSAI-ML/LLaDA-8B-Instruct")
+    parser.add_argument("--model", default=SMALL_MODEL)
     parser.add_argument("--question", default=QUESTION)
     parser.add_argument("--max-tokens", type=int, default=32, help="length of the canvas")
     parser.add_argument("--steps", type=int, default=32)

@@ -2,7 +2,7 @@
 
 Start the server first, for instance
 
-    vllm serve GSAI-ML/LLaDA-8B-Instruct --attention-backend sparsed
+    vllm serve llada-retrieval-5m --attention-backend sparsed
 """
 
 import argparse
@@ -11,10 +11,10 @@ from openai import OpenAI
 
 # Facts that no model knows: the answer can only come from the text.
 QUESTION = (
-    "The access code of the amber lantern is 90577.\n"
-    "The access code of the quiet harbor is 48213.\n"
-    "The access code of the bronze bridge is 03168.\n"
-    "The access code of the hidden garden is 75920.\n"
+    "The access code of the amber lantern is 9057.\n"
+    "The access code of the quiet harbor is 4821.\n"
+    "The access code of the bronze bridge is 0316.\n"
+    "The access code of the hidden garden is 7592.\n"
     "What is the access code of the quiet harbor?"
 )
 

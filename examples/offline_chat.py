@@ -4,22 +4,25 @@ python examples/offline_chat.py --model Dream-org/Dream-v0-Instruct-7B --questio
 """
 
 import argparse
+from pathlib import Path
 
 from vllm import LLM, SamplingParams
 
+# This repository's own: it knows no other words than those of its documents.
+SMALL_MODEL = str(Path(__file__).resolve().parents[1] / "llada-retrieval-5m")
 # Facts that no model knows: the answer can only come from the text.
 QUESTION = (
-    "The access code of the amber lantern is 90577.\n"
-    "The access code of the quiet harbor is 48213.\n"
-    "The access code of the bronze bridge is 03168.\n"
-    "The access code of the hidden garden is 75920.\n"
+    "The access code of the amber lantern is 9057.\n"
+    "The access code of the quiet harbor is 4821.\n"
+    "The access code of the bronze bridge is 0316.\n"
+    "The access code of the hidden garden is 7592.\n"
     "What is the access code of the quiet harbor?"
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="GSAI-ML/LLaDA-8B-Instruct")
+    parser.add_argument("--model", default=SMALL_MODEL)
     parser.add_argument("--question", default=QUESTION)
     parser.add_argument("--max-tokens", type=int, default=32, help="length of the canvas")
     parser.add_argument("--max-model-len", type=int, default=4096)

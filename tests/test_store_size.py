@@ -64,10 +64,11 @@ def test_rows_are_for_a_full_batch(
 
 
 def test_one_short_request_always_fits() -> None:
-    store = pattern_store_size(server_settings({}, "origin"), 4096, 4096, False)
-    assert store is not None
-    # Guided, with two sequences.
-    assert store.num_rows == 2 * 64
+    for max_batch_tokens, sequences in ((4096, 2), (4095, 1)):
+        server = server_settings({}, "origin")
+        store = pattern_store_size(server, 4095, max_batch_tokens, False)
+        assert store is not None
+        assert store.num_rows == sequences * 64
 
 
 def test_none_where_all_is_dense() -> None:

@@ -136,5 +136,8 @@ def pattern_store_size(
     num_rows = -(-max_batch_tokens // (short_block if short_rows else long_block))
     # An eighth more than whole blocks need: the last block of each request may be partly filled.
     num_rows += -(-num_rows // 8)
-    # One short request always fits, with both of its sequences where it is guided.
-    return PatternStoreSize(num_rows=max(num_rows, 2 * -(-short // short_block)), width=width)
+    # One short request always fits, guided too where the batch holds both of its sequences.
+    sequences = 2 if 2 * short <= max_batch_tokens else 1
+    return PatternStoreSize(
+        num_rows=max(num_rows, sequences * -(-short // short_block)), width=width
+    )

@@ -79,7 +79,7 @@ def evaluate(
         asked = unit.cases(cases)
         answered = answer_cases(llm, asked, unit.setting, asking)
         fresh = [
-            record(unit.setting, case, answer, asking.steps)
+            record(unit.setting, case, answer, min(asking.steps, asking.canvas))
             for case, answer in zip(asked, answered, strict=True)
         ]
         records += fresh
@@ -98,12 +98,13 @@ def all_units(options: argparse.Namespace, axes: Axes) -> list[Unit]:
         return units
     sweep = sweep_settings(axes) if options.grid == "one" else product_settings(axes)
     others = [*sweep, *compared_settings(axes)]
-    units += [Unit(s, options.sweep_length, options.sweep_documents) for s in others]
-    if options.sweep_length not in options.lengths:
-        units += [
-            Unit(s, options.sweep_length, options.sweep_documents) for s in main_settings(axes)
-        ]
-    return units
+    documents = options.sweep_documents
+    if options.sweep_length in options.lengths:
+        # No more than dense attention is asked: each is compared with it.
+        documents = min(documents, options.documents)
+    else:
+        others += main_settings(axes)
+    return [*units, *(Unit(s, options.sweep_length, documents) for s in others)]
 
 
 def start_engine(options: argparse.Namespace, units: Sequence[Unit]) -> Any:

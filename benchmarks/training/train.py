@@ -261,7 +261,7 @@ class _Log:
         self.path = training.folder / "log.jsonl"
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         # What a run wrote after the checkpoint that this one goes on from.
-        kept = [line for line in lines if json.loads(line)["step"] <= training.step]
+        kept = [line for line in lines if _step_of(line) <= training.step]
         self.path.write_text("".join(f"{line}\n" for line in kept))
 
     def write(self, loss: float, exact_match: dict[str, float]) -> None:
@@ -295,6 +295,14 @@ class _Log:
     def _append(self, **entry: Any) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+def _step_of(line: str) -> float:
+    """Of a line of the log; beyond all steps where a killed process wrote half of it."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return math.inf
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

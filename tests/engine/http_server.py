@@ -42,7 +42,7 @@ class Server:
     log: Path
 
     def post(self, path: str, body: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, timeout=120)
+        return httpx.post(f"{self.url}{path}", json=body, timeout=600)
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", timeout=30)

@@ -222,6 +222,28 @@ def test_the_graph_not_used_for_longest_goes_first(monkeypatch: pytest.MonkeyPat
     assert graphs.run(batches[1]).tolist() == [110]
 
 
+def test_a_pass_that_builds_patterns_is_not_recorded() -> None:
+    """What it writes differs from batch to batch, and it comes once."""
+
+    @dataclass
+    class Building(Metadata):
+        builds: tuple[int, ...]
+
+    graphs = cuda_graphs.PassGraphs(
+        lambda ids, positions, attention: ids, [], torch.arange(8, dtype=torch.int32), 8, Rerun
+    )
+    for builds, recorded in (((1,), False), ((), True)):
+        batch = PackedBatch(
+            sequences=(),
+            starts={},
+            num_tokens=4,
+            positions=torch.arange(4),
+            attention={"layer": Building(torch.tensor([0]), builds)},
+        )
+        assert [graphs.run(batch) is not None for _ in range(4)][-1] == recorded
+    assert len(graphs) == 1
+
+
 def test_the_limit_comes_from_vllms_options(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.config import CUDAGraphMode
 

@@ -45,7 +45,10 @@ def test_configuration_is_read_where_no_plugin_was_loaded(config: Any) -> None:
         "print(member.name, member.get_path())\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], input=pickle.dumps(config), capture_output=True
+        [sys.executable, "-c", program],
+        input=pickle.dumps(config),
+        capture_output=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr.decode()[-3000:]
     assert result.stdout.decode().splitlines()[-1].split() == ["SPARSED", BACKEND_CLASS]
@@ -60,7 +63,7 @@ def _report(config: Any, pipe: Any) -> None:
 def test_configuration_reaches_a_child(config: Any, method: str) -> None:
     context: Any = multiprocessing.get_context(method)
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_report, args=(config, sender))
+    child = context.Process(target=_report, args=(config, sender), daemon=True)
     child.start()
     assert receiver.poll(120)
     assert receiver.recv() == ("SPARSED", BACKEND_CLASS, True)
@@ -90,6 +93,9 @@ def serve():
 child = multiprocessing.get_context("fork").Process(target=serve)
 child.start()
 child.join(240)
+if child.exitcode is None:
+    child.kill()
+    sys.exit("the engine did not end")
 sys.exit(child.exitcode)
 """
 
@@ -105,6 +111,7 @@ def test_engine_runs_in_a_forked_process() -> None:
         env={**env, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     answer = next(line for line in result.stdout.splitlines() if line.startswith("RESULT "))

@@ -1,8 +1,10 @@
 """The memory check at start."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +124,25 @@ def test_the_measured_batch_builds_the_longest_pattern(
     assert counts.shape[1] == longest // 16
     assert counts.min() > 0, "a pattern of every layer, row and head was built"
     assert runner.store.num_free_rows == free
+
+
+def test_guided_halves_in_turn_are_counted(
+    engine: Callable[[str], LLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The measured pass runs beside the hidden states of both halves of a full batch."""
+    runner = runner_of(engine("llada-mha"))
+    total, width = runner.settings.max_batch_tokens, runner.model_config.get_hidden_size()
+    run = startup._run
+    beside: list[bool] = []
+
+    def look(*arguments: Any) -> torch.Tensor:
+        tensors = (x for x in gc.get_objects() if type(x) is torch.Tensor)
+        beside.append(any(x.shape == (2 * total, width) for x in tensors))
+        return run(*arguments)
+
+    monkeypatch.setattr(startup, "_run", look)
+    measure_memory(runner, None)
+    assert beside == [True]
 
 
 def test_the_largest_pass_is_recorded(

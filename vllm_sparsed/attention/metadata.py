@@ -92,7 +92,8 @@ class SparsedMetadata:
         dense_start_loc: int32 [dense sequences + 1] on the device, the same as offsets.
         max_dense_len: tokens of the longest of them.
         builds: the building ones, the last of the dense span.
-        tiles: query blocks of the sparse sequences, one entry per block size.
+        tiles: query blocks of the sparse sequences, one entry per block size, those shorter than
+            a block apart.
         store: where patterns are written to and read from.
         peer_sequences: the sparse sequences that are not in `tiles`.
     """
@@ -185,9 +186,12 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
     def _tiles(
         self, sequences: Sequence[tuple[tuple[int, int], SequencePhase]]
     ) -> tuple[QueryTiles, ...]:
-        groups: dict[int, list[tuple[int, int, Sequence[int]]]] = {}
+        # The shortest sequence of a launch decides which kernel serves it; what is shorter than a
+        # block must not choose for others, whose rounding would depend on it.
+        groups: dict[tuple[int, bool], list[tuple[int, int, Sequence[int]]]] = {}
         for (start, end), phase in sequences:
-            groups.setdefault(phase.block_size, []).append((start, end - start, phase.row_slots))
+            key = (phase.block_size, end - start < phase.block_size)
+            groups.setdefault(key, []).append((start, end - start, phase.row_slots))
         return tuple(
             QueryTiles.build(
                 [start for start, _, _ in group],
@@ -196,5 +200,5 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
                 block_size,
                 self.device,
             )
-            for block_size, group in groups.items()
+            for (block_size, _), group in groups.items()
         )

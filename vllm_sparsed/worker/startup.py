@@ -122,9 +122,17 @@ def _largest_batch(runner: DenoisingModelRunner) -> None:
             builds=True,
             row_slots=row_slots,
         )
+    # Where the halves of guided requests take turns, the first ones' hidden states and room for the
+    # others' are kept while these run.
+    kept = torch.empty(
+        (2 * total, runner.model_config.get_hidden_size()),
+        dtype=runner.model_config.dtype,
+        device=runner.device,
+    )
     try:
         output = _run(runner, runner.packer.batch(lengths, phases))
     finally:
+        del kept
         if runner.store is not None:
             runner.store.release(row_slots)
 
