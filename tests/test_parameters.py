@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_sparsed.kernels import block_sparse_attention
 from vllm_sparsed.parameter_table import BLOCK_SIZES, PARAMETERS
 from vllm_sparsed.parameters import (
     ParameterError,
@@ -315,6 +316,10 @@ def test_table_has_every_parameter() -> None:
         assert len(row) == 5
         assert row[0] == (f"`{parameter.request_key}`" if parameter.per_request else "-")
         assert row[2] == parameter.allowed
+
+
+def test_block_sizes_are_those_of_the_kernels() -> None:
+    assert BLOCK_SIZES == block_sparse_attention.BLOCK_SIZES
 
 
 def test_import_is_light() -> None:

@@ -15,11 +15,11 @@ DREAM_ALGORITHMS: Final = ("origin", "maskgit_plus", "topk_margin", "entropy")
 # algorithms take the whole canvas as one block.
 LLADA_BLOCK_LENGTH: Final = 32
 
-BLOCK_SIZES: Final = (16, 32, 64, 128)  # those of the kernels
+BLOCK_SIZES: Final = (16, 32, 64, 128)  # those of the kernels, which import PyTorch
 
 SHORT_CONTEXT: Final = 2048
-"""Tokens of the longest request, prompt and canvas, with SparseD's settings for short contexts. The
-paper measures these on prompts of a few hundred tokens and the others from 4,096 on."""
+"""Tokens of the longest request, prompt and canvas, with SparseD's settings for short contexts. It
+names no boundary; its tests of long contexts begin at 4,096."""
 SHORT_SELECT: Final = 0.5
 SHORT_BLOCK_SIZE: Final = 32
 LONG_SELECT: Final = 0.3

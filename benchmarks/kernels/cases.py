@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -114,12 +114,12 @@ FULL: Final = (
     Case("llada", (4096,), dtype=torch.float32),
 )
 
-_TINY: Final = {"head_dim": 32, "dtype": torch.float32}
+_TINY: Final[dict[str, Any]] = {"head_dim": 32, "dtype": torch.float32}
 
 SMALL: Final = (
-    Case("tiny", (256,), 32, **_TINY),  # type: ignore[arg-type]
-    Case("tiny", (256,), 64, 0.5, **_TINY),  # type: ignore[arg-type]
-    Case("tiny", (128, 384), 64, **_TINY),  # type: ignore[arg-type]
+    Case("tiny", (256,), 32, **_TINY),
+    Case("tiny", (256,), 64, 0.5, **_TINY),
+    Case("tiny", (128, 384), 64, **_TINY),
 )
 """For a CPU."""
 

@@ -5,6 +5,7 @@ of every layer's implementation. Where the steps differ in which patterns are bu
 runner's packer marks the sequences and an implementation of its own follows the marks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -74,7 +75,7 @@ class FreshPatternImpl(SparsedAttentionImpl):
         )
 
 
-class _FreshPacker(BatchPacker):
+class _FreshPacker(BatchPacker, ABC):
     """Turns the packed batch's metadata into one with marks, and keeps it while the batch stays."""
 
     _plain: PackedBatch | None = None
@@ -88,8 +89,9 @@ class _FreshPacker(BatchPacker):
             self._marked = replace(batch, attention=dict.fromkeys(batch.attention, marked))
         return self._marked
 
+    @abstractmethod
     def _marked_metadata(self, batch: PackedBatch, metadata: SparsedMetadata) -> FreshMetadata:
-        raise NotImplementedError
+        """Say which sequences build in this pass the patterns that they use."""
 
 
 class EveryStepPacker(_FreshPacker):

@@ -105,7 +105,8 @@ class Training:
         self.optimizers = make_optimizers(self.model, rate, decay, fused=device.type == "cuda")
         self.curriculum = Curriculum(settings.stages)
         self.step, self.seconds = 0, 0.0
-        self._loss = 0.0  # of the steps since it was last taken
+        # Sum and number of the steps since the loss was last taken.
+        self._loss, self._loss_steps = 0.0, 0
         self._resume()
         self.update = Update(self.model, self.optimizers, settings.clip)
 
@@ -129,11 +130,13 @@ class Training:
         """
         self.update(batch, self.rate(), counted=current)
         self.step += 1
+        self._loss_steps += 1
 
     def take_loss(self) -> float:
-        """Sum over the steps since the last call; the curriculum gets the answers counted."""
+        """Mean over the steps since the last call; the curriculum gets the answers counted."""
         self._flush_results()
-        loss, self._loss = self._loss, 0.0
+        loss = self._loss / self._loss_steps
+        self._loss, self._loss_steps = 0.0, 0
         return loss
 
     def _flush_results(self) -> None:
@@ -218,7 +221,7 @@ def _steps(
         training.seconds += now - last
         last = now
         if training.step % CHECK_EVERY == 0:
-            loss = training.take_loss() / CHECK_EVERY
+            loss = training.take_loss()
             if math.isnan(loss):
                 raise SystemExit(
                     f"the loss is not a number at step {training.step}; the checkpoint in "

@@ -62,10 +62,16 @@ def predicting(llm: LLM) -> Iterator[list[int]]:
     store = runner.store
     assert store is not None
     before = runner.settings
-    allocate, taken = store.allocate, []
+    allocate = store.allocate
+    taken: list[int] = []
+
+    def watch(num_rows: int) -> list[int]:
+        taken.append(num_rows)
+        return allocate(num_rows)
+
     settings: Any = replace(before, crossover=Crossover(COSTS, num_heads=4, head_dim=16))
     runner.settings = scheduler.settings = settings
-    store.allocate = lambda rows: taken.append(rows) or allocate(rows)  # type: ignore[method-assign,func-returns-value]
+    store.allocate = watch  # type: ignore[method-assign]
     try:
         yield taken
     finally:

@@ -47,7 +47,17 @@ def test_reload(engine: Callable[[str], LLM], model: str, tmp_path: Path) -> Non
     assert generate(llm, model) == expected
 
 
-def test_recorded_passes_are_forgotten(engine: Callable[[str], LLM]) -> None:
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        pytest.param(lambda llm: llm.collective_rpc("reload_weights"), id="reload"),
+        # What vLLM calls at the end of a transfer of weights.
+        pytest.param(lambda llm: runner_of(llm).reset_lora_state(), id="transfer"),
+    ],
+)
+def test_recorded_passes_are_forgotten(
+    engine: Callable[[str], LLM], replaced: Callable[[LLM], object]
+) -> None:
     """New weights may lie at new places."""
     llm = engine("llada-mha")
     runner = runner_of(llm)
@@ -56,7 +66,7 @@ def test_recorded_passes_are_forgotten(engine: Callable[[str], LLM]) -> None:
         generate(llm, "llada-mha")
         assert runner.graphs is not None
         assert len(runner.graphs) > 0
-        llm.collective_rpc("reload_weights")
+        replaced(llm)
         assert len(runner.graphs) == 0
         assert generate(llm, "llada-mha") == [case.expected for case in load_cases("llada-mha")]
     finally:

@@ -327,11 +327,15 @@ class DenoisingModelRunner:
         reload_weights(
             self.vllm_config, self.model, weights_iterator, weights_path, is_checkpoint_format
         )
-        self.reset_lora_state()
+        self._weights_replaced()
 
     def reset_lora_state(self) -> None:
-        """What vLLM calls when weights were replaced: quantized ones may have new places."""
+        """There is none; vLLM calls this after a transfer of weights."""
+        self._weights_replaced()
+
+    def _weights_replaced(self) -> None:
         if self.graphs is not None:
+            # Quantized weights may have new places.
             self.graphs.clear()
 
     def reset_mm_cache(self) -> None:
