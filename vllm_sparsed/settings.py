@@ -79,7 +79,7 @@ def engine_settings(vllm_config: "VllmConfig") -> EngineSettings:
     crossover = _crossover(
         vllm_config.model_config,
         additional.get(CAPABILITY_KEY),
-        additional.get(FLASH_ATTENTION_4_KEY, False),
+        server.sparsed_flash_attention_4 and additional.get(FLASH_ATTENTION_4_KEY, False),
     )
     return EngineSettings(
         server=server,

@@ -246,10 +246,14 @@ def compile_kernels(runner: DenoisingModelRunner) -> None:
             index_dtype=runner.store.indices.dtype,
         )
     logger.info("Compiled the sparse kernels in %.1f s", time.perf_counter() - started)
-    peer = runner.settings.crossover.costs.peer if runner.settings.crossover else None
+    peer = settings.crossover.costs.peer if settings.crossover else None
     if peer is None or peer.block_size not in block_sizes:
         return
+    if settings.max_model_len < peer.min_tokens:
+        return
+    started = time.perf_counter()
     try:
+        # Compiles it as well, which takes seconds: no request waits for that.
         flash_attention_4.check(
             layer.num_heads,
             layer.num_kv_heads,
@@ -264,8 +268,10 @@ def compile_kernels(runner: DenoisingModelRunner) -> None:
         return
     runner.packer.use_peer(peer)
     logger.info(
-        "FlashAttention 4 attends for sparse requests of %d to %d tokens, blocks of %d",
+        "FlashAttention 4 attends for sparse requests of %d to %d tokens, blocks of %d; compiled "
+        "in %.1f s",
         peer.min_tokens,
         peer.max_tokens,
         peer.block_size,
+        time.perf_counter() - started,
     )
