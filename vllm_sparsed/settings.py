@@ -101,14 +101,10 @@ def _crossover(
     num_heads = model_config.hf_config.num_attention_heads
     head_dim = model_config.hf_config.hidden_size // num_heads
     major, minor = capability
-    peer = peer_kernel(
-        (major, minor),
-        head_dim,
-        model_config.dtype,
-        num_heads // model_config.get_total_num_kv_heads(),
-        flash_attention_4,
-    )
-    costs = attention_costs((major, minor), head_dim, model_config.dtype, peer=peer)
+    ratio = num_heads // model_config.get_total_num_kv_heads()
+    dtype = model_config.dtype
+    peer = peer_kernel((major, minor), head_dim, dtype, ratio, flash_attention_4)
+    costs = attention_costs((major, minor), head_dim, dtype, heads_per_kv_head=ratio, peer=peer)
     return Crossover(costs, num_heads, head_dim)
 
 

@@ -20,7 +20,7 @@ from tests.engine.test_golden import generate
 from vllm_sparsed import engine_config
 from vllm_sparsed.attention import implementation, kernel_costs
 from vllm_sparsed.attention.crossover import Crossover, KernelCost, PeerKernel
-from vllm_sparsed.attention.kernel_costs import attention_costs, peer_kernel
+from vllm_sparsed.attention.kernel_costs import FLASH_ATTENTION_4, attention_costs, peer_kernel
 from vllm_sparsed.kernels.block_sparse_attention import (
     QueryTiles,
     block_sparse_attention,
@@ -107,6 +107,45 @@ def test_chosen_between_the_measured_lengths_alone(end: str) -> None:
     assert PEER.chosen(length, block_size) == (end == "chosen")
 
 
+# Milliseconds of FlashAttention 4 on one H100, blocks of 128, by query heads per key head and
+# tokens: 30% and 50% of the blocks kept.
+MEASURED = {
+    1: {4096: (0.160, 0.233), 8192: (0.549, 0.885), 16384: (2.052, 3.349), 32768: (7.961, 13.015),
+        65536: (31.968, 51.871)},
+    7: {4096: (0.140, 0.202), 8192: (0.477, 0.769), 16384: (1.818, 2.964), 32768: (6.947, 11.265),
+        65536: (27.845, 46.243)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ratio", MEASURED)
+def test_entries_hold_at_the_lengths_that_were_measured(ratio: int) -> None:
+    peer = FLASH_ATTENTION_4[(9, 0), 128, ratio]
+    assert (peer.min_tokens, peer.max_tokens) == (min(MEASURED[ratio]), max(MEASURED[ratio]))
+    heads = {1: 32, 7: 28}[ratio]
+    for length, times in MEASURED[ratio].items():
+        blocks = length // peer.block_size
+        for select, ms in zip((0.3, 0.5), times, strict=True):
+            kept = round(select * blocks) * peer.block_size
+            flops = 4.0 * length * kept * heads * 128
+            assert peer.cost.seconds(length * heads, flops) * 1e3 == pytest.approx(ms, rel=0.05)
+
+
+def test_it_is_predicted_to_be_faster_than_ours_wherever_it_is_taken() -> None:
+    for (capability, head_dim, ratio), peer in FLASH_ATTENTION_4.items():
+        own, both = (
+            attention_costs(
+                capability, head_dim, torch.bfloat16, heads_per_kv_head=ratio, peer=taken
+            )
+            for taken in (None, peer)
+        )
+        for length in range(peer.min_tokens, peer.max_tokens + 1, 1021):
+            ours, theirs = (
+                Crossover(costs, 28, head_dim).predict(length, 128, 128, 0.3)
+                for costs in (own, both)
+            )
+            assert theirs.sparse < ours.sparse
+
+
 def test_predictions_are_those_of_the_kernel_that_runs() -> None:
     own = attention_costs((9, 0), 128, torch.bfloat16)
     both = attention_costs((9, 0), 128, torch.bfloat16, peer=PEER)
@@ -142,9 +181,10 @@ def test_taken_only_where_it_is_there_serves_and_was_measured(
     assert (peer_kernel(**(case | changes)) == PEER) == found
 
 
+@pytest.mark.parametrize("enabled", [True, False], ids=["enabled", "switched off"])
 @pytest.mark.parametrize("installed", [False, True])
 def test_all_processes_choose_by_what_was_found_at_start(
-    monkeypatch: pytest.MonkeyPatch, installed: bool
+    monkeypatch: pytest.MonkeyPatch, installed: bool, enabled: bool
 ) -> None:
     """The configuration carries it; heads are counted in the whole model, not in a shard."""
     platform = engine_config.current_platform
@@ -157,6 +197,7 @@ def test_all_processes_choose_by_what_was_found_at_start(
         dtype="float32",
         max_model_len=640,
         attention_backend="sparsed",
+        additional_config={"sparsed": {"flash_attention_4": enabled}},
     ).create_engine_config()
     monkeypatch.setattr(flash_attention_4, "installed", lambda: not installed)
     monkeypatch.setattr(flash_attention_4, "serves", lambda *args: True)
@@ -167,13 +208,15 @@ def test_all_processes_choose_by_what_was_found_at_start(
     monkeypatch.setattr(kernel_costs, "FLASH_ATTENTION_4", {key: PEER})
     crossover = engine_settings(config).crossover
     assert crossover is not None
-    assert crossover.costs.peer == (PEER if installed else None)
+    assert crossover.costs.peer == (PEER if installed and enabled else None)
 
 
+@pytest.mark.parametrize("longest", [4095, 8192])
 @pytest.mark.parametrize("error", [None, ImportError("no module cutlass"), RuntimeError("differs")])
 def test_a_start_compares_it_and_goes_on_without_it(
-    monkeypatch: pytest.MonkeyPatch, error: Exception | None
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, longest: int
 ) -> None:
+    """Where no request is long enough for it, nothing is compiled."""
     layer = SimpleNamespace(num_heads=8, num_kv_heads=2, head_size=128)
     used: list[PeerKernel] = []
     checked: list[tuple[int, int]] = []
@@ -195,11 +238,12 @@ def test_a_start_compares_it_and_goes_on_without_it(
         model_config=SimpleNamespace(dtype=torch.bfloat16),
         settings=SimpleNamespace(
             crossover=Crossover(costs, 8, 128),
-            max_model_len=8192,
+            max_model_len=longest,
             server=SimpleNamespace(block_sizes=lambda max_model_len: [64, 128]),
         ),
         packer=SimpleNamespace(use_peer=used.append),
     )
     startup.compile_kernels(runner)
-    assert checked == [(8, 2)]
-    assert used == ([] if error else [PEER])
+    served = longest >= PEER.min_tokens
+    assert checked == ([(8, 2)] if served else [])
+    assert used == ([PEER] if served and not error else [])

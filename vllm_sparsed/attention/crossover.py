@@ -5,7 +5,7 @@ configuration alone: scheduler and workers come to the same one, whatever else r
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from vllm_sparsed.kernels.pattern_building import generation_start_block, kept_blocks_bound
@@ -16,6 +16,10 @@ MARGIN: Final = 1.1
 SECOND_SOFTMAX: Final = 1.4
 """Work of the isolated selection per generation key, in units of a key of the first selection: its
 statistics are a pass of their own, and its importance a second exponential."""
+
+LONG: Final = 16384
+"""Above so many tokens `AttentionCosts.sparse_long` holds: the longest that small blocks were
+measured at full rate. At 65,536 the keys and values of one head, 32 MB, outgrow the L2 cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ class AttentionCosts:
         build: pattern building, by block size.
         lse_given: whether dense attention hands its log-sum-exp to pattern building, which
             otherwise needs another pass.
+        sparse_long: attention over a pattern of more than LONG tokens, by block size; where there
+            is no entry, that of `sparse` holds.
         peer: FlashAttention 4, where it is installed and faster for some sequences.
     """
 
@@ -74,12 +80,15 @@ class AttentionCosts:
     sparse: Mapping[int, KernelCost]
     build: Mapping[int, KernelCost]
     lse_given: bool = True
+    sparse_long: Mapping[int, KernelCost] = field(default_factory=dict)
     peer: PeerKernel | None = None
 
     def sparse_kernel(self, seq_len: int, block_size: int) -> KernelCost:
         """Cost of the kernel that attends over a pattern of one sequence."""
         if self.peer is not None and self.peer.chosen(seq_len, block_size):
             return self.peer.cost
+        if seq_len > LONG and block_size in self.sparse_long:
+            return self.sparse_long[block_size]
         return self.sparse[block_size]
 
 
