@@ -192,6 +192,7 @@ def test_defaults() -> None:
         ),
         default_canvas=128,
         sparsed_max_canvas=None,
+        sparsed_flash_attention_4=True,
     )
     assert expected == SERVER
 

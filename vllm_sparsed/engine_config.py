@@ -14,7 +14,7 @@ from vllm.platforms import current_platform
 
 from vllm_sparsed.generation_defaults import set_generation_defaults
 from vllm_sparsed.kernels.block_selection import MAX_BLOCKS
-from vllm_sparsed.kernels.block_sparse_attention import BLOCK_SIZES
+from vllm_sparsed.kernels.block_sparse_attention import BLOCK_SIZES, flash_attention_4
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.metrics import COUNTERS_KEY, export_step_counters, make_counters_folder
 from vllm_sparsed.models.checkpoint_config import check_supported
@@ -22,6 +22,7 @@ from vllm_sparsed.parameters import ServerSettings
 from vllm_sparsed.request_check import request_check_name
 from vllm_sparsed.settings import (
     CAPABILITY_KEY,
+    FLASH_ATTENTION_4_KEY,
     GRAPH_TOKENS_KEY,
     request_settings,
     uses_sparse_backend,
@@ -95,6 +96,7 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
                 COUNTERS_KEY: folder,
                 GRAPH_TOKENS_KEY: graph_tokens,
                 CAPABILITY_KEY: _capability(),
+                FLASH_ATTENTION_4_KEY: flash_attention_4.installed(),
             }
         # This is the front end; where it has several processes, each exports for itself.
         export_step_counters(folder)

@@ -330,6 +330,15 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         maximum=_MAX_INTEGER,
         per_request=False,
     ),
+    Parameter(
+        "sparsed",
+        "flash_attention_4",
+        "boolean",
+        True,
+        "Let FlashAttention 4 attend for sparse requests of the lengths at which it was measured "
+        "to be faster; false: this package's kernel serves them all.",
+        per_request=False,
+    ),
 )
 
 

@@ -89,11 +89,13 @@ class ServerSettings:
         defaults: parameters of a request that gives none.
         default_canvas: canvas length in tokens where neither request nor checkpoint says.
         sparsed_max_canvas: longest canvas the pattern store is sized for; None: up to the context.
+        sparsed_flash_attention_4: whether FlashAttention 4 may attend for sparse requests.
     """
 
     defaults: RequestParameters
     default_canvas: int
     sparsed_max_canvas: int | None
+    sparsed_flash_attention_4: bool
 
     @property
     def largest_select(self) -> float:
@@ -149,6 +151,7 @@ def server_settings(additional_config: Mapping[str, object], model_alg: str) -> 
     return ServerSettings(
         default_canvas=values.pop("default_canvas"),
         sparsed_max_canvas=values.pop("sparsed_max_canvas"),
+        sparsed_flash_attention_4=values.pop("sparsed_flash_attention_4"),
         defaults=RequestParameters(**values),
     )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from vllm_sparsed.attention.crossover import Crossover
-from vllm_sparsed.attention.kernel_costs import attention_costs
+from vllm_sparsed.attention.kernel_costs import attention_costs, peer_kernel
 from vllm_sparsed.attention.pattern_store import PatternStoreSize
 from vllm_sparsed.kernels.pattern_building import pattern_width
 from vllm_sparsed.parameter_table import SHORT_CONTEXT
@@ -22,6 +22,9 @@ GRAPH_TOKENS_KEY: Final = "sparsed_graph_tokens"
 CAPABILITY_KEY: Final = "sparsed_capability"
 """Key of `additional_config` under which the GPUs' compute capability, [major, minor], travels to
 the other processes; there is none on CPUs."""
+
+FLASH_ATTENTION_4_KEY: Final = "sparsed_flash_attention_4"
+"""Key of `additional_config` that says whether FlashAttention 4 is installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,11 @@ def engine_settings(vllm_config: "VllmConfig") -> EngineSettings:
     max_model_len = vllm_config.model_config.max_model_len
     additional = vllm_config.additional_config
     additional = additional if isinstance(additional, dict) else {}
-    crossover = _crossover(vllm_config.model_config, additional.get(CAPABILITY_KEY))
+    crossover = _crossover(
+        vllm_config.model_config,
+        additional.get(CAPABILITY_KEY),
+        server.sparsed_flash_attention_4 and additional.get(FLASH_ATTENTION_4_KEY, False),
+    )
     return EngineSettings(
         server=server,
         max_model_len=max_model_len,
@@ -85,14 +92,19 @@ def engine_settings(vllm_config: "VllmConfig") -> EngineSettings:
     )
 
 
-def _crossover(model_config: "ModelConfig", capability: Sequence[int] | None) -> Crossover | None:
+def _crossover(
+    model_config: "ModelConfig", capability: Sequence[int] | None, flash_attention_4: bool
+) -> Crossover | None:
     if capability is None:
         return None
     # The whole model's heads: a request is planned alike with any tensor parallelism.
     num_heads = model_config.hf_config.num_attention_heads
     head_dim = model_config.hf_config.hidden_size // num_heads
     major, minor = capability
-    costs = attention_costs((major, minor), head_dim, model_config.dtype)
+    ratio = num_heads // model_config.get_total_num_kv_heads()
+    dtype = model_config.dtype
+    peer = peer_kernel((major, minor), head_dim, dtype, ratio, flash_attention_4)
+    costs = attention_costs((major, minor), head_dim, dtype, heads_per_kv_head=ratio, peer=peer)
     return Crossover(costs, num_heads, head_dim)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_sparsed.kernels.block_sparse_attention import BLOCK_SIZES
+from vllm_sparsed.kernels.block_sparse_attention import BLOCK_SIZES, flash_attention_4
 from vllm_sparsed.kernels.block_sparse_attention.configs import (
     CAPABILITIES,
     DTYPES,
@@ -124,6 +124,23 @@ def compile_hopper(head_dim: int, dtype: torch.dtype, block_size: int) -> Any:
     )
 
 
+def compile_lists(width: int) -> Any:
+    """The kernel that gathers index lists for FlashAttention 4."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from vllm_sparsed.kernels.block_sparse_attention.list_kernel import gather_lists_kernel
+
+    constants = {"PADDED_WIDTH": width}
+    types, attributes = describe(gather_lists_kernel, "", constants)
+    return triton.compile(
+        ASTSource(fn=gather_lists_kernel, signature=types, constexprs=constants, attrs=attributes),
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": 2},
+    )
+
+
 def local_memory(compiled: Any, folder: Path) -> int:
     """Bytes of local memory per thread: what did not fit into registers."""
     import triton
@@ -144,6 +161,8 @@ def compile_case(case: list[Any], folder: Path) -> dict[str, dict[str, int]]:
     kernels = {"portable": compile_portable(head_dim, dtype, block_size, capability)}
     if hopper_config(head_dim, dtype, block_size, capability) is not None:
         kernels["hopper"] = compile_hopper(head_dim, dtype, block_size)
+    if flash_attention_4.serves(head_dim, dtype, block_size, capability):
+        kernels["lists"] = compile_lists(512)
     return {
         name: {"shared": compiled.metadata.shared, "local": local_memory(compiled, folder)}
         for name, compiled in kernels.items()

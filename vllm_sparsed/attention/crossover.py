@@ -5,7 +5,7 @@ configuration alone: scheduler and workers come to the same one, whatever else r
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from vllm_sparsed.kernels.pattern_building import generation_start_block, kept_blocks_bound
@@ -16,6 +16,10 @@ MARGIN: Final = 1.1
 SECOND_SOFTMAX: Final = 1.4
 """Work of the isolated selection per generation key, in units of a key of the first selection: its
 statistics are a pass of their own, and its importance a second exponential."""
+
+LONG: Final = 16384
+"""Above so many tokens `AttentionCosts.sparse_long` holds: the longest that small blocks were
+measured at full rate. At 65,536 the keys and values of one head, 32 MB, outgrow the L2 cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,27 @@ class KernelCost:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerKernel:
+    """FlashAttention 4's sparse attention, where it was measured to be faster than ours.
+
+    Attributes:
+        cost: of a call for one sequence.
+        block_size: of the patterns that it serves.
+        min_tokens: shortest sequence for which it is taken.
+        max_tokens: longest one.
+    """
+
+    cost: KernelCost
+    block_size: int
+    min_tokens: int
+    max_tokens: int
+
+    def chosen(self, seq_len: int, block_size: int) -> bool:
+        """Whether it attends for a sequence: the same alone and in any batch."""
+        return block_size == self.block_size and self.min_tokens <= seq_len <= self.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionCosts:
     """What attention costs with one head dimension and dtype on one kind of device.
 
@@ -46,12 +71,25 @@ class AttentionCosts:
         build: pattern building, by block size.
         lse_given: whether dense attention hands its log-sum-exp to pattern building, which
             otherwise needs another pass.
+        sparse_long: attention over a pattern of more than LONG tokens, by block size; where there
+            is no entry, that of `sparse` holds.
+        peer: FlashAttention 4, where it is installed and faster for some sequences.
     """
 
     dense: KernelCost
     sparse: Mapping[int, KernelCost]
     build: Mapping[int, KernelCost]
     lse_given: bool = True
+    sparse_long: Mapping[int, KernelCost] = field(default_factory=dict)
+    peer: PeerKernel | None = None
+
+    def sparse_kernel(self, seq_len: int, block_size: int) -> KernelCost:
+        """Cost of the kernel that attends over a pattern of one sequence."""
+        if self.peer is not None and self.peer.chosen(seq_len, block_size):
+            return self.peer.cost
+        if seq_len > LONG and block_size in self.sparse_long:
+            return self.sparse_long[block_size]
+        return self.sparse[block_size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +140,7 @@ class Crossover:
         scored = keys_scored(seq_len, canvas_len, block_size, self.costs.lse_given)
         return Prediction(
             dense=self.costs.dense.seconds(rows, 2 * product * seq_len),
-            sparse=self.costs.sparse[block_size].seconds(
+            sparse=self.costs.sparse_kernel(seq_len, block_size).seconds(
                 rows, 2 * product * min(kept * block_size, seq_len)
             ),
             build=self.costs.build[block_size].seconds(rows, product * scored),

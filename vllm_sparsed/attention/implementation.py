@@ -9,6 +9,7 @@ from vllm.v1.attention.backend import AttentionImpl, AttentionLayer, AttentionTy
 
 from vllm_sparsed.attention.metadata import SparsedMetadata
 from vllm_sparsed.kernels.block_sparse_attention import block_sparse_attention
+from vllm_sparsed.kernels.block_sparse_attention.flash_attention_4 import flash_attention_4
 from vllm_sparsed.kernels.pattern_building import build_pattern
 
 
@@ -36,7 +37,8 @@ class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
 
     Dense sequences run through vLLM's FlashAttention in float16 and bfloat16 on CUDA and through
     PyTorch's scaled dot-product attention in float32 and on CPUs; sparse ones through the Triton
-    kernel on CUDA and the PyTorch path that touches only kept blocks on CPUs.
+    kernel on CUDA and the PyTorch path that touches only kept blocks on CPUs, or through
+    FlashAttention 4 where the metadata says so.
 
     Attributes:
         build_pattern: SparseD's; experiments may put another in its place.
@@ -115,7 +117,7 @@ class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
         if metadata.dense_bounds:
             lse = self._attend_densely(query, key, value, metadata, output)
             self._build_patterns(layer, query, key, metadata, lse)
-        if metadata.tiles:
+        if metadata.tiles or metadata.peer_sequences:
             assert metadata.store is not None
             index: int = layer.layer_index
             for tiles in metadata.tiles:
@@ -128,6 +130,18 @@ class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
                     tiles,
                     scale=self.scale,
                     out=output,
+                )
+            for sequence in metadata.peer_sequences:
+                span = slice(sequence.start, sequence.end)
+                flash_attention_4(
+                    query[span],
+                    key[span],
+                    value[span],
+                    metadata.store.indices[index],
+                    metadata.store.counts[index],
+                    sequence.row_slots,
+                    scale=self.scale,
+                    out=output[span],
                 )
         return output
 

@@ -10,7 +10,8 @@ from typing import Final
 
 import torch
 
-from vllm_sparsed.attention.crossover import AttentionCosts, KernelCost
+from vllm_sparsed.attention.crossover import AttentionCosts, KernelCost, PeerKernel
+from vllm_sparsed.kernels.block_sparse_attention import flash_attention_4
 
 MEASURED: Final[Mapping[tuple[tuple[int, int], int], AttentionCosts]] = MappingProxyType(
     {
@@ -23,15 +24,41 @@ MEASURED: Final[Mapping[tuple[tuple[int, int], int], AttentionCosts]] = MappingP
                 128: KernelCost(89.2, 0.257, 609.0),
             },
             build={
-                16: KernelCost(281.0, 0.444, 396.0),
-                32: KernelCost(308.0, 0.692, 510.0),
-                64: KernelCost(256.0, 1.27, 626.0),
-                128: KernelCost(232.0, 0.73, 564.0),
+                16: KernelCost(281.0, 0.444, 373.0),
+                32: KernelCost(308.0, 0.535, 481.0),
+                64: KernelCost(256.0, 0.67, 522.0),
+                128: KernelCost(232.0, 0.55, 524.0),
+            },
+            # Blocks of 16 were not measured there: as much slower as blocks of 32.
+            sparse_long={
+                16: KernelCost(72.5, 1.03, 88.7),
+                32: KernelCost(112.0, 0.409, 196.0),
+                64: KernelCost(85.7, 0.198, 405.0),
             },
         ),
     }
 )
-"""By compute capability and head dimension, in bfloat16, against FlashAttention 3 (one H100)."""
+"""By compute capability and head dimension, in bfloat16, against FlashAttention 3 (one H100).
+
+`sparse_long` is for models in which every query head has keys of its own, see LONG_SHARED."""
+
+SHARED_KEYS: Final = 7
+"""Query heads per key head from which on LONG_SHARED holds: 1 and 7 were measured, so what lies
+between counts as 1."""
+
+LONG_SHARED: Final[Mapping[tuple[tuple[int, int], int], Mapping[int, KernelCost]]] = (
+    MappingProxyType(
+        {
+            ((9, 0), 128): {
+                16: KernelCost(72.5, 1.03, 111.0),
+                32: KernelCost(112.0, 0.409, 245.0),
+                64: KernelCost(85.7, 0.198, 474.0),
+            },
+        }
+    )
+)
+"""`sparse_long` where query heads share keys, which are then fetched less often: rates fall by 8%
+instead of a quarter."""
 
 PORTABLE: Final = AttentionCosts(
     dense=KernelCost(77.1, 0.417, 365.0),
@@ -50,7 +77,23 @@ PORTABLE: Final = AttentionCosts(
 )
 """The kernels and tiles of compute capability 8.0 with head_dim 128, against FlashAttention 2, on
 the same card. Blocks of 16 and 32 were not measured in that run: sparse rates are those that the
-same tiles had in others, building is as much slower than with 64 as it is in `MEASURED`."""
+same tiles had in others; building is as much slower than with 64 as a first fit of `MEASURED`
+made it."""
+
+FLASH_ATTENTION_4: Final[Mapping[tuple[tuple[int, int], int, int], PeerKernel]] = MappingProxyType(
+    {
+        ((9, 0), 128, 1): PeerKernel(KernelCost(160.0, 0.248, 678.0), 128, 4096, 65536),
+        ((9, 0), 128, 7): PeerKernel(KernelCost(140.0, 0.198, 666.0), 128, 4096, 65536),
+    }
+)
+"""By compute capability, head dimension and query heads per key head, against `MEASURED`.
+
+`python -m benchmarks.kernels.flash_attention_4` measures a device and prints its entries. A request
+takes this kernel by its own length alone, or its result would depend on the batch it runs in.
+Measured so on one NVIDIA H100 80GB HBM3 (PyTorch 2.11.0+cu130, Triton 3.6.0, vLLM 0.32.0): the
+command demands a gain of 2% at every share of blocks, which ends at 16,384 tokens; up to 65,536 it
+was faster in every case still, by 0.8 to 5.9%. Other lengths and ratios have not been measured.
+"""
 
 UNMEASURED_SLOWDOWN: Final = 2.0
 """How much slower than `PORTABLE` sparse attention and pattern building are taken to be, against
@@ -58,19 +101,53 @@ dense attention, where nothing was measured: other chips, head dimensions and fl
 
 
 def attention_costs(
-    capability: tuple[int, int], head_dim: int, dtype: torch.dtype
+    capability: tuple[int, int],
+    head_dim: int,
+    dtype: torch.dtype,
+    *,
+    heads_per_kv_head: int = 1,
+    peer: PeerKernel | None = None,
 ) -> AttentionCosts:
-    """What was measured, or careful assumptions where nothing was."""
+    """What was measured, or careful assumptions where nothing was.
+
+    Args:
+        heads_per_kv_head: query heads that share a key head, in the whole model.
+        peer: FlashAttention 4, where it is taken for some sequences.
+    """
     measured = MEASURED.get((capability, head_dim))
     if measured is not None and dtype in (torch.bfloat16, torch.float16):
-        return measured
+        long = measured.sparse_long
+        if heads_per_kv_head >= SHARED_KEYS:
+            long = LONG_SHARED.get((capability, head_dim), long)
+        return replace(measured, sparse_long=long, peer=peer)
     return AttentionCosts(
         dense=PORTABLE.dense,
         sparse={block: _slower(cost) for block, cost in PORTABLE.sparse.items()},
         build={block: _slower(cost) for block, cost in PORTABLE.build.items()},
         # In float32 dense attention is PyTorch's, which hands no log-sum-exp to pattern building.
         lse_given=dtype != torch.float32,
+        peer=peer,
     )
+
+
+def peer_kernel(
+    capability: tuple[int, int],
+    head_dim: int,
+    dtype: torch.dtype,
+    heads_per_kv_head: int,
+    installed: bool,
+) -> PeerKernel | None:
+    """FlashAttention 4, where it is installed, serves these dimensions and was measured.
+
+    Args:
+        heads_per_kv_head: query heads that share a key head, in the whole model.
+        installed: `flash_attention_4.installed()`, as found when the engine was configured.
+    """
+    peer = FLASH_ATTENTION_4.get((capability, head_dim, heads_per_kv_head))
+    if peer is None or not installed:
+        return None
+    served = flash_attention_4.serves(head_dim, dtype, peer.block_size, capability)
+    return peer if served else None
 
 
 def _slower(cost: KernelCost) -> KernelCost:

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
 from vllm.v1.kv_cache_interface import AttentionSpec
 
+from vllm_sparsed.attention.crossover import PeerKernel
 from vllm_sparsed.attention.pattern_store import PatternStore
 from vllm_sparsed.kernels.block_sparse_attention import QueryTiles
+from vllm_sparsed.worker.device_copy import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,19 @@ class PatternBuild:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerSequence:
+    """One sparse sequence that FlashAttention 4 attends for: tokens [start, end) of the batch.
+
+    Attributes:
+        row_slots: int32 [query blocks] on the device, its rows of the pattern store.
+    """
+
+    start: int
+    end: int
+    row_slots: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class SparsedMetadata:
     """The batch as the SPARSED backend runs it: one dense span, then the sparse sequences.
 
@@ -79,6 +95,7 @@ class SparsedMetadata:
         tiles: query blocks of the sparse sequences, one entry per block size, those shorter than
             a block apart.
         store: where patterns are written to and read from.
+        peer_sequences: the sparse sequences that are not in `tiles`.
     """
 
     num_tokens: int
@@ -88,6 +105,7 @@ class SparsedMetadata:
     builds: tuple[PatternBuild, ...]
     tiles: tuple[QueryTiles, ...]
     store: PatternStore | None
+    peer_sequences: tuple[PeerSequence, ...] = ()
 
     @property
     def num_dense_tokens(self) -> int:
@@ -95,7 +113,11 @@ class SparsedMetadata:
 
 
 class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
-    """Splits a batch into its dense span and its sparse sequences."""
+    """Splits a batch into its dense span and its sparse sequences.
+
+    Attributes:
+        peer: FlashAttention 4, for the sequences for which it is chosen.
+    """
 
     def __init__(
         self,
@@ -105,6 +127,7 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
         device: torch.device,
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        self.peer: PeerKernel | None = None
 
     def build(
         self,
@@ -126,6 +149,8 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
             raise ValueError("phases: dense, building and sparse sequences must come in this order")
 
         num_dense = sum(1 for phase in phases if phase.order < (2, 0))
+        sparse = list(zip(bounds, phases, strict=True))[num_dense:]
+        by_peer = [self._by_peer(start, end, phase) for (start, end), phase in sparse]
         builds = tuple(
             PatternBuild(
                 start=start,
@@ -144,17 +169,27 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
             dense_start_loc=common_attn_metadata.query_start_loc[: num_dense + 1],
             max_dense_len=max((end - start for start, end in bounds[:num_dense]), default=0),
             builds=builds,
-            tiles=self._tiles(bounds[num_dense:], phases[num_dense:]),
+            tiles=self._tiles([x for x, other in zip(sparse, by_peer, strict=True) if not other]),
             store=getattr(common_attn_metadata, "store", None),
+            peer_sequences=tuple(
+                PeerSequence(
+                    start, end, to_device(np.array(phase.row_slots, dtype=np.int32), self.device)
+                )
+                for ((start, end), phase), other in zip(sparse, by_peer, strict=True)
+                if other
+            ),
         )
 
+    def _by_peer(self, start: int, end: int, phase: SequencePhase) -> bool:
+        return self.peer is not None and self.peer.chosen(end - start, phase.block_size)
+
     def _tiles(
-        self, bounds: Sequence[tuple[int, int]], phases: Sequence[SequencePhase]
+        self, sequences: Sequence[tuple[tuple[int, int], SequencePhase]]
     ) -> tuple[QueryTiles, ...]:
         # The shortest sequence of a launch decides which kernel serves it; what is shorter than a
         # block must not choose for others, whose rounding would depend on it.
         groups: dict[tuple[int, bool], list[tuple[int, int, Sequence[int]]]] = {}
-        for (start, end), phase in zip(bounds, phases, strict=True):
+        for (start, end), phase in sequences:
             key = (phase.block_size, end - start < phase.block_size)
             groups.setdefault(key, []).append((start, end - start, phase.row_slots))
         return tuple(

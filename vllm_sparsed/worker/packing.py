@@ -13,6 +13,7 @@ from vllm.config import VllmConfig, get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec
 
+from vllm_sparsed.attention.crossover import PeerKernel
 from vllm_sparsed.attention.metadata import DenoisingAttentionMetadata, SequencePhase
 from vllm_sparsed.attention.pattern_store import PatternStore
 from vllm_sparsed.worker.device_copy import to_device
@@ -69,6 +70,11 @@ class BatchPacker:
         self._store = store
         self._device = device
         self._last: dict[int, tuple[list[tuple[int, int]], PackedBatch]] = {}
+
+    def use_peer(self, peer: PeerKernel | None) -> None:
+        """From now on let FlashAttention 4 attend where it is chosen; None: nowhere."""
+        self._builder.peer = peer
+        self._last.clear()
 
     def pack(self, sequences: Sequence[PackedSequence], pass_index: int) -> PackedBatch:
         """Pack sequences for one pass.

@@ -14,6 +14,7 @@ from vllm.utils.mem_utils import format_gib
 from vllm_sparsed.attention.metadata import SequencePhase
 from vllm_sparsed.decoding.batch_decoder import DecodeRows
 from vllm_sparsed.kernels import block_sparse_attention, pattern_building
+from vllm_sparsed.kernels.block_sparse_attention import flash_attention_4
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.worker.cuda_graphs import MAX_GRAPHS, PassGraphs
 from vllm_sparsed.worker.packing import PackedBatch
@@ -220,7 +221,11 @@ def _rows(
 
 
 def compile_kernels(runner: DenoisingModelRunner) -> None:
-    """Compile what the first pattern-building and sparse steps will call (CUDA only)."""
+    """Compile what the first pattern-building and sparse steps will call (CUDA only).
+
+    FlashAttention 4, where requests are to use it, is also compared with this package's kernel: it
+    is called by names that another version of vLLM may change.
+    """
     if runner.store is None or runner.device.type == "cpu":
         return
     from vllm.config import get_layers_from_vllm_config
@@ -241,3 +246,32 @@ def compile_kernels(runner: DenoisingModelRunner) -> None:
             index_dtype=runner.store.indices.dtype,
         )
     logger.info("Compiled the sparse kernels in %.1f s", time.perf_counter() - started)
+    peer = settings.crossover.costs.peer if settings.crossover else None
+    if peer is None or peer.block_size not in block_sizes:
+        return
+    if settings.max_model_len < peer.min_tokens:
+        return
+    started = time.perf_counter()
+    try:
+        # Compiles it as well, which takes seconds: no request waits for that.
+        flash_attention_4.check(
+            layer.num_heads,
+            layer.num_kv_heads,
+            runner.model_config.dtype,
+            width=runner.store.size.width,
+            index_dtype=runner.store.indices.dtype,
+            device=runner.device,
+        )
+    except Exception as error:
+        # Packages fail to import, compile or run in many ways; ours serves every request.
+        logger.warning("FlashAttention 4 is installed but not used: %s", error)
+        return
+    runner.packer.use_peer(peer)
+    logger.info(
+        "FlashAttention 4 attends for sparse requests of %d to %d tokens, blocks of %d; compiled "
+        "in %.1f s",
+        peer.min_tokens,
+        peer.max_tokens,
+        peer.block_size,
+        time.perf_counter() - started,
+    )
