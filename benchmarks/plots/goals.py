@@ -131,19 +131,15 @@ def kernel_goals(rows: Sequence[Row]) -> Iterator[Goal]:
     """The block-sparse kernel against its best peer, and small blocks against large ones."""
     times = attention_times(rows)
     rates = {row["case"]: float(row["tflops"]) for row in rows if _is_ours(row)}
-    heads, kv_heads = SHAPES["llada"]
-    dispatch = FLASH_ATTENTION_4.get(((9, 0), 128, heads // kv_heads))
     for length in (65536, 16384, 4096):
         of_case = times.get(_case(length, 128), {})
         ours, peer = of_case.get("ours"), of_case.get(PEER)
-        own = peer / ours if ours and peer else None
-        over = f"block 128, 30%, {length_label(length)}: rate over FlashAttention 4 block-sparse"
-        if length == 65536:
-            # Where requests are given to that kernel, its rate is theirs.
-            given = dispatch is not None and dispatch.chosen(length, 128)
-            server = "FlashAttention 4 itself" if given else "ours"
-            yield Goal(f"kernel that serves ({server}), {over}", 1.0 if own and given else own, 1.0)
-        yield Goal(f"kernel of this package, {over}", own, None)
+        yield Goal(
+            f"kernel of this package, block 128, 30%, {length_label(length)}: rate over "
+            "FlashAttention 4 block-sparse",
+            peer / ours if ours and peer else None,
+            1.0 if length == 65536 else None,
+        )
     for block, bound in ((64, 0.85), (32, 0.6)):
         for length in (65536, 16384):
             small, large = rates.get(_case(length, block)), rates.get(_case(length, 128))

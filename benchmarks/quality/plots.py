@@ -15,18 +15,33 @@ from benchmarks.quality.tasks import TASKS
 Rows = Sequence[Row]
 
 
-def draw_all(folder: Path, rows: Rows, overlaps: Sequence[Overlap]) -> list[str]:
-    """Draw what the rows have; names of the plots, none where matplotlib is missing."""
+def draw_all(
+    folder: Path, rows: Rows, same_documents: Rows, overlaps: Sequence[Overlap]
+) -> list[str]:
+    """Draw what there is.
+
+    Args:
+        folder: where PNG and SVG files go.
+        rows: of all answers.
+        same_documents: of the answers about documents that all settings were asked about, for what
+            compares settings.
+        overlaps: of patterns.
+
+    Returns:
+        Names of the plots, none where matplotlib is missing.
+    """
     try:
         import matplotlib
     except ImportError:
         return []
     matplotlib.use("Agg")
+    main = main_settings(rows)
+    defaults = [setting for setting in main if not setting.is_dense]
     figures: dict[str, Callable[[], Any]] = {
-        "by-length": lambda: by_length(rows),
-        "parameters": lambda: by_parameter(rows),
-        "baselines": lambda: by_task(rows, _is_baseline),
-        "ablations": lambda: by_task(rows, _is_ablation),
+        "by-length": lambda: by_length(rows, main),
+        "parameters": lambda: by_parameter(same_documents, defaults),
+        "baselines": lambda: by_task(same_documents, defaults, _is_baseline),
+        "ablations": lambda: by_task(same_documents, defaults, _is_ablation),
         "similarity": lambda: similarity(overlaps),
     }
     drawn = []
@@ -41,12 +56,12 @@ def draw_all(folder: Path, rows: Rows, overlaps: Sequence[Overlap]) -> list[str]
     return drawn
 
 
-def by_length(rows: Rows) -> Any:
+def by_length(rows: Rows, settings: Sequence[Setting]) -> Any:
     """Exact match over length of dense attention and the defaults, a panel per task."""
     tasks = [task for task in TASKS if any(row.task == task for row in rows)]
     figure, axes = _panels(len(tasks), 3.0)
     for axis, task in zip(axes, tasks, strict=True):
-        for number, setting in enumerate(main_settings(rows)):
+        for number, setting in enumerate(settings):
             shown = [row for row in rows if row.task == task and row.setting == setting]
             # A little apart, so that bars do not hide each other.
             places = [row.length * 1.04**number for row in shown]
@@ -60,10 +75,10 @@ def by_length(rows: Rows) -> Any:
     return figure
 
 
-def by_parameter(rows: Rows) -> Any:
+def by_parameter(rows: Rows, defaults: Sequence[Setting]) -> Any:
     """Exact match over select, skip and block size, a line per default."""
     found = {row.setting: row for row in pooled_rows(rows)}
-    defaults = [s for s in main_settings(rows) if not s.is_dense and s in found]
+    defaults = [setting for setting in defaults if setting in found]
     names = ("select", "skip", "block_size")
     # Defaults that differ in the varied parameter alone have the same line: drawn once.
     lines = [
@@ -91,11 +106,10 @@ def by_parameter(rows: Rows) -> Any:
     return figure
 
 
-def by_task(rows: Rows, chosen: Callable[[Setting], bool]) -> Any:
+def by_task(rows: Rows, defaults: Sequence[Setting], chosen: Callable[[Setting], bool]) -> Any:
     """Exact match of dense attention, SparseD and chosen settings, a panel per default."""
     length = pooled_rows(rows)[0].length
     here = [row for row in rows if row.length == length]
-    defaults = [s for s in main_settings(rows) if not s.is_dense]
     others = [s for s in dict.fromkeys(row.setting for row in here) if chosen(s)]
     if not others or not defaults:
         return None

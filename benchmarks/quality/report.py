@@ -11,7 +11,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks.quality.results import ALL_TASKS, Row, merged_records, summarize, write_rows
+from benchmarks.quality.results import (
+    ALL_TASKS,
+    Row,
+    asked_of_all,
+    merged_records,
+    summarize,
+    write_rows,
+)
 from benchmarks.quality.settings import Setting
 from benchmarks.quality.similarity import FILE_NAME, Overlap, read_overlaps
 from benchmarks.quality.tasks import TASKS
@@ -29,7 +36,8 @@ def report_folder(folder: Path, plots: bool = True) -> str:
     Raises:
         ValueError: the answers are not those of all parts of one run.
     """
-    rows = summarize(merged_records(folder))
+    records = merged_records(folder)
+    rows = summarize(records)
     write_rows(folder / "quality.csv", rows)
     similarity = folder / FILE_NAME
     overlaps = read_overlaps(similarity) if similarity.exists() else []
@@ -38,7 +46,7 @@ def report_folder(folder: Path, plots: bool = True) -> str:
     if plots:
         from benchmarks.quality.plots import draw_all
 
-        drawn = draw_all(folder, rows, overlaps)
+        drawn = draw_all(folder, rows, summarize(asked_of_all(records)), overlaps)
         text += f"\nPlots: {', '.join(drawn) or 'none, matplotlib is missing'}\n"
     return text
 
@@ -103,7 +111,9 @@ def main_settings(rows: Sequence[Row]) -> list[Setting]:
     """Dense and those asked at the same lengths with the same documents: the defaults."""
     asked: dict[Setting, set[tuple[str, int, int]]] = {}
     for row in rows:
-        asked.setdefault(row.setting, set()).add((row.task, row.length, row.documents))
+        # Baselines and ablations are none, though all may have been asked the same.
+        if row.setting.pattern in ("dense", "sparsed") and row.setting.schedule == "reuse":
+            asked.setdefault(row.setting, set()).add((row.task, row.length, row.documents))
     most = max(asked.values(), key=lambda found: (len(found), max(found)[2]))
     return [setting for setting, found in asked.items() if found == most]
 

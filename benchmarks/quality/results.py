@@ -107,6 +107,17 @@ def summarize(records: Iterable[Record]) -> list[Row]:
     return rows
 
 
+def asked_of_all(records: Iterable[Record]) -> list[Record]:
+    """Answers about the documents that every setting of their length was asked about."""
+    found = list(records)
+    asked: dict[tuple[str, int, int], set[Setting]] = {}
+    settings: dict[int, set[Setting]] = {}
+    for r in found:
+        asked.setdefault(_question(r), set()).add(r.setting)
+        settings.setdefault(r.length, set()).add(r.setting)
+    return [r for r in found if asked[_question(r)] == settings[r.length]]
+
+
 def _row(
     setting: Setting,
     task: str,

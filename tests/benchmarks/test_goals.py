@@ -10,7 +10,7 @@ from benchmarks.kernels import attention, patterns
 from benchmarks.kernels.cases import Case
 from benchmarks.kernels.pattern_inputs import PatternCase
 from benchmarks.measuring.rows import COLUMNS, RowFile, read_rows
-from benchmarks.plots import goals, summary
+from benchmarks.plots import summary
 from benchmarks.plots.goals import Goal, goals_table, never_slower
 from benchmarks.reference.sparse_pattern import SparseSettings
 from benchmarks.requests import tables
@@ -63,35 +63,20 @@ def rows_of(folder: Path) -> dict[str, tuple[str, ...]]:
 
 def test_every_goal_has_its_line_whether_measured_or_not(tmp_path: Path) -> None:
     found = rows_of(tmp_path)
-    assert len(found) == 4 + 4 + 1 + 12 + 4 + 1 + 2
+    assert len(found) == 3 + 4 + 1 + 12 + 4 + 1 + 2
     assert {met for _, _, met in found.values()} == {"not measured"}
 
 
 def test_kernels(tmp_path: Path) -> None:
     write_attention(tmp_path)
     found = rows_of(tmp_path)
-    peer = "kernel {}, block 128, 30%, {}: rate over FlashAttention 4 block-sparse"
-    # Requests of 64k tokens are given to FlashAttention 4.
-    assert found[peer.format("that serves (FlashAttention 4 itself)", "64k")] == (
-        "at least 1.000",
-        "1.000",
-        "yes",
-    )
-    assert found[peer.format("of this package", "64k")] == ("-", "1.031", "-")
-    assert found[peer.format("of this package", "16k")] == ("-", "-", "not measured")
+    peer = "kernel of this package, block 128, 30%, {}: rate over FlashAttention 4 block-sparse"
+    assert found[peer.format("64k")] == ("at least 1.000", "1.031", "yes")
+    assert found[peer.format("16k")] == ("-", "-", "not measured")
     small = "kernel, block {}, 30%, 64k: share of block 128's rate"
     assert found[small.format(64)] == ("at least 85.0%", "80.0%", "no")
     # Dream's shape stands for nothing here.
     assert found[small.format(32)] == ("at least 60.0%", "-", "not measured")
-
-
-def test_without_dispatch_the_kernel_of_this_package_serves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(goals, "FLASH_ATTENTION_4", {})
-    write_attention(tmp_path)
-    name = "kernel that serves (ours), block 128, 30%, 64k: rate over FlashAttention 4 block-sparse"
-    assert rows_of(tmp_path)[name] == ("at least 1.000", "1.031", "yes")
 
 
 def test_requests_steps_and_overhead(tmp_path: Path) -> None:

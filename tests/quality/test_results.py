@@ -15,6 +15,7 @@ from benchmarks.quality.results import (
     Record,
     Row,
     answers_path,
+    asked_of_all,
     merged_records,
     read_records,
     record,
@@ -155,6 +156,16 @@ def test_pairs_are_the_same_documents() -> None:
     assert (row.documents, row.difference) == (4, -1.0)
 
 
+def test_settings_are_compared_on_the_same_documents() -> None:
+    records = some_records()
+    lengths = {r.length for r in records}
+    few = [replace(r, setting=EARLY) for r in records if r.setting.is_dense and r.document < 2]
+    few = [r for r in few if r.length == min(lengths)]
+    kept = asked_of_all([*records, *few])
+    assert kept == [r for r in [*records, *few] if r.document < 2 or r.length != min(lengths)]
+    assert asked_of_all(records) == records
+
+
 def test_records_come_back(tmp_path: Path) -> None:
     records = [*some_records(), replace(some_records()[0], setting=EARLY, answer='"\n,')]
     write_rows(tmp_path / "records.csv", records)
@@ -244,13 +255,14 @@ def test_overlaps(tmp_path: Path) -> None:
     assert read_overlaps(tmp_path / "overlaps.csv") == found
 
 
-def test_plots(tmp_path: Path) -> None:
+@pytest.mark.parametrize("documents", [2, 4], ids=["fewer in the sweep", "the same for all"])
+def test_plots(tmp_path: Path, documents: int) -> None:
     pytest.importorskip("matplotlib")
     varied = [replace(r, setting=replace(SPARSE, select=0.5)) for r in some_records()[::2]]
     early = [replace(r, setting=EARLY) for r in some_records()[::2]]
     shared = [replace(r, setting=replace(SPARSE, pattern="shared_heads")) for r in varied]
-    half = [r for r in [*varied, *early, *shared] if r.document < 2]
-    write_rows(answers_path(tmp_path, 1, 1), [*some_records(), *half])
+    sweep = [r for r in [*varied, *early, *shared] if r.document < documents]
+    write_rows(answers_path(tmp_path, 1, 1), [*some_records(), *sweep])
     write_overlaps(tmp_path / FILE_NAME, overlaps([PATTERNS], 32))
     text = report_folder(tmp_path)
     assert text.endswith("Plots: by-length, parameters, baselines, ablations, similarity\n")

@@ -5,7 +5,7 @@ configuration alone: scheduler and workers come to the same one, whatever else r
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from vllm_sparsed.kernels.pattern_building import generation_start_block, kept_blocks_bound
@@ -18,7 +18,7 @@ SECOND_SOFTMAX: Final = 1.4
 statistics are a pass of their own, and its importance a second exponential."""
 
 LONG: Final = 16384
-"""Above so many tokens `AttentionCosts.sparse_long` holds: the longest that small blocks were
+"""Above so many tokens `AttentionCosts.long_rates` hold: the longest that small blocks were
 measured at full rate. At 65,536 the keys and values of one head, 32 MB, outgrow the L2 cache."""
 
 
@@ -71,8 +71,8 @@ class AttentionCosts:
         build: pattern building, by block size.
         lse_given: whether dense attention hands its log-sum-exp to pattern building, which
             otherwise needs another pass.
-        sparse_long: attention over a pattern of more than LONG tokens, by block size; where there
-            is no entry, that of `sparse` holds.
+        long_rates: TFLOP/s of attention over a pattern of more than LONG tokens, by block size;
+            where there is none, that of `sparse` holds.
         peer: FlashAttention 4, where it is installed and faster for some sequences.
     """
 
@@ -80,16 +80,17 @@ class AttentionCosts:
     sparse: Mapping[int, KernelCost]
     build: Mapping[int, KernelCost]
     lse_given: bool = True
-    sparse_long: Mapping[int, KernelCost] = field(default_factory=dict)
+    long_rates: Mapping[int, float] = field(default_factory=dict)
     peer: PeerKernel | None = None
 
     def sparse_kernel(self, seq_len: int, block_size: int) -> KernelCost:
         """Cost of the kernel that attends over a pattern of one sequence."""
         if self.peer is not None and self.peer.chosen(seq_len, block_size):
             return self.peer.cost
-        if seq_len > LONG and block_size in self.sparse_long:
-            return self.sparse_long[block_size]
-        return self.sparse[block_size]
+        cost = self.sparse[block_size]
+        if seq_len > LONG and block_size in self.long_rates:
+            return replace(cost, rate=self.long_rates[block_size])
+        return cost
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,34 +30,22 @@ MEASURED: Final[Mapping[tuple[tuple[int, int], int], AttentionCosts]] = MappingP
                 128: KernelCost(232.0, 0.55, 524.0),
             },
             # Blocks of 16 were not measured there: as much slower as blocks of 32.
-            sparse_long={
-                16: KernelCost(72.5, 1.03, 88.7),
-                32: KernelCost(112.0, 0.409, 196.0),
-                64: KernelCost(85.7, 0.198, 405.0),
-            },
+            long_rates={16: 88.7, 32: 196.0, 64: 405.0},
         ),
     }
 )
 """By compute capability and head dimension, in bfloat16, against FlashAttention 3 (one H100).
 
-`sparse_long` is for models in which every query head has keys of its own, see LONG_SHARED."""
+`long_rates` are for models in which every query head has keys of its own, see LONG_SHARED."""
 
 SHARED_KEYS: Final = 7
 """Query heads per key head from which on LONG_SHARED holds: 1 and 7 were measured, so what lies
 between counts as 1."""
 
-LONG_SHARED: Final[Mapping[tuple[tuple[int, int], int], Mapping[int, KernelCost]]] = (
-    MappingProxyType(
-        {
-            ((9, 0), 128): {
-                16: KernelCost(72.5, 1.03, 111.0),
-                32: KernelCost(112.0, 0.409, 245.0),
-                64: KernelCost(85.7, 0.198, 474.0),
-            },
-        }
-    )
+LONG_SHARED: Final[Mapping[tuple[tuple[int, int], int], Mapping[int, float]]] = MappingProxyType(
+    {((9, 0), 128): {16: 111.0, 32: 245.0, 64: 474.0}}
 )
-"""`sparse_long` where query heads share keys, which are then fetched less often: rates fall by 8%
+"""`long_rates` where query heads share keys, which are then fetched less often: rates fall by 8%
 instead of a quarter."""
 
 PORTABLE: Final = AttentionCosts(
@@ -116,10 +104,10 @@ def attention_costs(
     """
     measured = MEASURED.get((capability, head_dim))
     if measured is not None and dtype in (torch.bfloat16, torch.float16):
-        long = measured.sparse_long
+        long = measured.long_rates
         if heads_per_kv_head >= SHARED_KEYS:
             long = LONG_SHARED.get((capability, head_dim), long)
-        return replace(measured, sparse_long=long, peer=peer)
+        return replace(measured, long_rates=long, peer=peer)
     return AttentionCosts(
         dense=PORTABLE.dense,
         sparse={block: _slower(cost) for block, cost in PORTABLE.sparse.items()},
