@@ -11,6 +11,7 @@ import pytest
 
 from vllm_sparsed.kernels.confidence_ranking import wrapper as ranking
 from vllm_sparsed.kernels.counter_random import wrapper as random_numbers
+from vllm_sparsed.kernels.fp8_rows import wrapper as fp8_rows
 from vllm_sparsed.kernels.rotary_embedding import wrapper as rotary
 from vllm_sparsed.kernels.silu_and_mul import wrapper as silu
 from vllm_sparsed.kernels.token_confidence import configs as confidence
@@ -22,8 +23,15 @@ INT64 = {
     *("first_row_ptr", "num_to_unmask_ptr", "order_ptr"),
 }
 
+FP8_ROWS = {
+    **dict.fromkeys(("gate_up_ptr", "x_ptr", "residual_ptr", "weight_ptr"), "bf16"),
+    "out_ptr": "fp8e4nv",
+    "scales_ptr": "fp32",
+}
+WITH_FP8 = ("sm_90",)
 
-def variants() -> list[tuple[str, str, dict[str, Any], dict[str, str], int]]:
+
+def variants(capability: str) -> list[tuple[str, str, dict[str, Any], dict[str, str], int]]:
     """Module, kernel, constants, types of pointers that are neither float64 nor int64, warps."""
     found: list[tuple[str, str, dict[str, Any], dict[str, str], int]] = []
     for dtype in ("bf16", "fp32"):
@@ -42,6 +50,18 @@ def variants() -> list[tuple[str, str, dict[str, Any], dict[str, str], int]]:
     constants = {"WIDTH": 12288, "BLOCK": silu.BLOCK}
     types = {"gate_up_ptr": "bf16", "out_ptr": "bf16"}
     found.append(("silu_and_mul", "silu_and_mul_kernel", constants, types, silu.NUM_WARPS))
+    if capability in WITH_FP8:
+        for width in (12288, 18944):
+            first, rest = fp8_rows.tiles(width)
+            constants = {"WIDTH": width, "FIRST": first, "REST": rest}
+            found.append(
+                ("fp8_rows", "silu_and_mul_fp8_kernel", constants, FP8_ROWS, fp8_rows.GATE_WARPS)
+            )
+        for added in (True, False):
+            constants = {"ADDED": added, "WIDTH": 4096, "BLOCK": 4096}
+            found.append(
+                ("fp8_rows", "rms_norm_fp8_kernel", constants, FP8_ROWS, fp8_rows.NORM_WARPS)
+            )
     for statistic in confidence.Statistic:
         for drawn, scaled in ((False, False), (True, False), (True, True)):
             constants = {
@@ -81,7 +101,7 @@ def compile_all(capability: str, folder: Path) -> list[tuple[str, int, int]]:
     target = GPUTarget("cuda", int(capability.removeprefix("sm_")), 32)
     program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     results = []
-    for module, name, constants, types, num_warps in variants():
+    for module, name, constants, types, num_warps in variants(capability):
         kernel = getattr(importlib.import_module(f"vllm_sparsed.kernels.{module}.kernel"), name)
         signature = {}
         for argument in kernel.arg_names:
@@ -90,6 +110,8 @@ def compile_all(capability: str, folder: Path) -> list[tuple[str, int, int]]:
             elif argument.endswith("_ptr"):
                 known = "fp64" if argument in FLOAT64 else "i64" if argument in INT64 else ""
                 signature[argument] = f"*{types.get(argument) or known}"
+            elif argument == "epsilon":
+                signature[argument] = "fp32"
             else:
                 signature[argument] = "i32"
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
@@ -120,7 +142,7 @@ def test_compiles(capability: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout.splitlines()[-1])
-    assert len(results) == len(variants())
+    assert len(results) == len(variants(capability))
     for name, shared, stack in results:
         assert shared <= 48 * 1024, name
         # The logarithms in float64 keep a few words of their tables there.

@@ -9,8 +9,10 @@ from vllm import envs
 from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.activation import SiluAndMul
+from vllm.model_executor.layers.fusion.quant_activation import QuantizedActivation
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import (
+    LinearBase,
     MergedColumnParallelLinear,
     QKVParallelLinear,
     RowParallelLinear,
@@ -28,6 +30,12 @@ from vllm.sequence import IntermediateTensors
 
 from vllm_sparsed.kernels.silu_and_mul import silu_and_mul
 from vllm_sparsed.models.bidirectional_attention import BidirectionalAttention
+from vllm_sparsed.models.fp8_rows import (
+    accept_fp8_rows,
+    gate_to_fp8,
+    norm_to_fp8,
+    takes_fp8_rows,
+)
 from vllm_sparsed.models.rotary import Rotary
 
 STACKED_PROJECTIONS = {
@@ -58,14 +66,16 @@ class ResidualProjection(RowParallelLinear):
             and get_current_vllm_config().kernel_config.linear_backend == "auto"
         )
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+    def add_to(
+        self, residual: torch.Tensor, x: torch.Tensor | QuantizedActivation
+    ) -> torch.Tensor | None:
         """Project x [tokens, input_size].
 
         Returns:
             What is still to be added to `residual` [tokens, hidden_size]; None where that is done,
             in place.
         """
-        if x.is_cuda and self.is_plain_product:
+        if isinstance(x, torch.Tensor) and x.is_cuda and self.is_plain_product:
             residual.addmm_(x, self.weight.t())
             return None
         output: torch.Tensor = self(x)[0]
@@ -73,9 +83,17 @@ class ResidualProjection(RowParallelLinear):
 
 
 def add_and_norm(
-    norm: RMSNorm, pending: torch.Tensor | None, residual: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The norm of residual + pending, and that sum; both arguments may be overwritten."""
+    norm: RMSNorm,
+    pending: torch.Tensor | None,
+    residual: torch.Tensor,
+    consumer: LinearBase | None = None,
+) -> tuple[torch.Tensor | QuantizedActivation, torch.Tensor]:
+    """The norm of residual + pending, and that sum; both arguments may be overwritten.
+
+    The norm is in fp8 where `consumer`, the layer that it is for, takes that.
+    """
+    if consumer is not None and takes_fp8_rows(consumer):
+        return norm_to_fp8(norm, pending, residual), residual
     if pending is None:
         return norm(residual), residual
     hidden_states, residual = norm(pending, residual)
@@ -113,6 +131,7 @@ class SelfAttention(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.qkv_proj",
         )
+        accept_fp8_rows(self.qkv_proj)
         self.o_proj = ResidualProjection(
             config.hidden_size,
             config.hidden_size,
@@ -120,13 +139,17 @@ class SelfAttention(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.o_proj",
         )
+        accept_fp8_rows(self.o_proj)
         self.rotary = rotary
         self.attn = BidirectionalAttention(
             num_heads, self.head_size, self.head_size**-0.5, num_kv_heads, prefix=f"{prefix}.attn"
         )
 
     def forward(
-        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor
+        self,
+        positions: torch.Tensor,
+        hidden_states: torch.Tensor | QuantizedActivation,
+        residual: torch.Tensor,
     ) -> torch.Tensor | None:
         """Attend; returns what is still to be added to the residual sum, as `add_to` does."""
         qkv, _ = self.qkv_proj(hidden_states)
@@ -154,11 +177,17 @@ class SwiGLU(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.down_proj",
         )
+        accept_fp8_rows(self.gate_up_proj)
+        accept_fp8_rows(self.down_proj)
         self.act_fn = SiluAndMul()
 
-    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor | None:
+    def forward(
+        self, hidden_states: torch.Tensor | QuantizedActivation, residual: torch.Tensor
+    ) -> torch.Tensor | None:
         """Returns what is still to be added to the residual sum, as `add_to` does."""
         gate_up, _ = self.gate_up_proj(hidden_states)
+        if takes_fp8_rows(self.down_proj):
+            return self.down_proj.add_to(residual, gate_to_fp8(gate_up))
         if gate_up.is_cuda and gate_up.dtype.itemsize == 2:
             return self.down_proj.add_to(residual, silu_and_mul(gate_up))
         return self.down_proj.add_to(residual, self.act_fn(gate_up))
@@ -186,9 +215,13 @@ class TransformerBlock(nn.Module):
     def forward(
         self, positions: torch.Tensor, pending: torch.Tensor | None, residual: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        hidden_states, residual = add_and_norm(self.input_layernorm, pending, residual)
+        hidden_states, residual = add_and_norm(
+            self.input_layernorm, pending, residual, self.self_attn.qkv_proj
+        )
         pending = self.self_attn(positions, hidden_states, residual)
-        hidden_states, residual = add_and_norm(self.post_attention_layernorm, pending, residual)
+        hidden_states, residual = add_and_norm(
+            self.post_attention_layernorm, pending, residual, self.mlp.gate_up_proj
+        )
         return self.mlp(hidden_states, residual), residual
 
 
@@ -221,6 +254,7 @@ class Transformer(nn.Module):
         for layer in self.layers:
             pending, residual = layer(positions, pending, residual)
         hidden_states, _ = add_and_norm(self.norm, pending, residual)
+        assert isinstance(hidden_states, torch.Tensor)
         return hidden_states
 
 
