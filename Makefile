@@ -41,8 +41,10 @@ test: lint type-check
 test-kernels test-units test-engines: export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest
 IN_PARALLEL := -n auto --maxprocesses 8
-# No servers, and no clock that a busy machine could upset.
-UNITS := tests/decoding tests/models tests/packaging tests/quality tests/reference $(wildcard tests/test_*.py)
+# No servers but the benchmarks' own, and no clock that a busy machine could upset.
+OFFLINE := $(patsubst %,tests/engine/test_%.py,cuda_graphs golden guidance peer_kernel schedules)
+UNITS := tests/benchmarks tests/decoding tests/models tests/packaging tests/quality tests/reference \
+	$(OFFLINE) $(wildcard tests/test_*.py)
 
 # Triton kernels run in its interpreter, which must be chosen before Triton is imported; it uses one
 # core, so there are as many processes as cores.

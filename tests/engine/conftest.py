@@ -12,41 +12,21 @@ import pytest
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 from vllm import LLM
-from vllm.platforms import current_platform
 
-from tests.engine.golden_cases import GOLDEN
+from tests.engine.golden_engine import start_golden
 from tests.engine.http_server import Server, make_checkpoint, serve
-from tests.engine.inspection import MAX_BATCH_TOKENS, MAX_MODEL_LEN
+from tests.engine.inspection import MAX_BATCH_TOKENS
 
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Callable[..., LLM]]:
     """The engine of a golden model, started when first asked for."""
     started: dict[str, LLM] = {}
-    # The golden cases go down to blocks of 16 and up to a share of 0.5. At their lengths dense
-    # attention would be faster on a GPU.
-    sparsed = {"block_size": 16, "select": 0.5, "dense_if_faster": False}
 
     def get(model: str, max_batch_tokens: int = MAX_BATCH_TOKENS, **others: Any) -> LLM:
-        options: dict[str, Any] = {
-            "max_model_len": MAX_MODEL_LEN,
-            "max_num_batched_tokens": max_batch_tokens,
-            "additional_config": {"sparsed": sparsed},
-            **others,
-        }
-        if current_platform.is_cuda():
-            # Small models: a GPU may have other work, other tests for instance.
-            options.setdefault("gpu_memory_utilization", 0.3)
-        key = f"{model} {options}"
+        key = f"{model} {max_batch_tokens} {others}"
         if key not in started:
-            started[key] = LLM(
-                str(GOLDEN / model),
-                skip_tokenizer_init=True,
-                dtype="float32",
-                max_num_seqs=16,
-                attention_backend="sparsed",
-                **options,
-            )
+            started[key] = start_golden(model, max_num_batched_tokens=max_batch_tokens, **others)
         return started[key]
 
     yield get

@@ -11,7 +11,8 @@ import pytest
 import torch
 from vllm import LLM, SamplingParams
 
-from tests.engine.golden_cases import GOLDEN, MODELS, load_cases
+from tests.engine.golden_cases import MODELS, load_cases
+from tests.engine.golden_engine import start_golden
 from tests.engine.inspection import MAX_BATCH_TOKENS, MAX_MODEL_LEN, Rerun, runner_of
 from tests.engine.test_golden import generate
 from tests.engine.test_guidance import guided
@@ -290,17 +291,7 @@ def test_after_a_failed_recording_memory_is_given_back_on_gpu() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_tokens_are_the_same_with_graphs_on_gpu(model: str, dtype: str) -> None:
     """Bit for bit, so also where rounding decides: golden requests, then requests that draw."""
-    llm = LLM(
-        str(GOLDEN / model),
-        skip_tokenizer_init=True,
-        dtype=dtype,
-        max_model_len=MAX_MODEL_LEN,
-        max_num_batched_tokens=MAX_BATCH_TOKENS,
-        max_num_seqs=16,
-        gpu_memory_utilization=0.3,
-        attention_backend="sparsed",
-        additional_config={"sparsed": {"block_size": 16, "select": 0.5, "dense_if_faster": False}},
-    )
+    llm = start_golden(model, dtype=dtype)
     runner = runner_of(llm)
     recorded, cases = graphs_of(runner), load_cases(model)
     drawing = [

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from vllm import LLM, SamplingParams
 
-from tests.engine.golden_cases import GOLDEN, MODELS
-from tests.engine.inspection import MAX_BATCH_TOKENS, MAX_MODEL_LEN, runner_of
+from tests.engine.golden_cases import MODELS
+from tests.engine.golden_engine import start_golden
+from tests.engine.inspection import runner_of
 from vllm_sparsed.models import layers
 from vllm_sparsed.models.fp8_rows import Fp8RowsProduct, takes_fp8_rows
 
@@ -18,18 +19,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(params=MODELS)
 def quantized(request: pytest.FixtureRequest) -> Iterator[LLM]:
-    llm = LLM(
-        str(GOLDEN / request.param),
-        skip_tokenizer_init=True,
-        dtype="bfloat16",
-        quantization="fp8",
-        max_model_len=MAX_MODEL_LEN,
-        max_num_batched_tokens=MAX_BATCH_TOKENS,
-        max_num_seqs=16,
-        gpu_memory_utilization=0.3,
-        attention_backend="sparsed",
-        additional_config={"sparsed": {"block_size": 16, "select": 0.5, "dense_if_faster": False}},
-    )
+    llm = start_golden(request.param, dtype="bfloat16", quantization="fp8")
     yield llm
     llm.llm_engine.engine_core.shutdown()
 
