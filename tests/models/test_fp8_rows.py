@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.config import KernelConfig, VllmConfig, set_current_vllm_config
 from vllm.model_executor.kernels.linear.scaled_mm import cutlass
 from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import (
     FP8ScaledMMLinearLayerConfig,
@@ -89,6 +89,44 @@ def test_not_where_products_must_not_depend_on_the_batch(
     layer = layer_with(cutlass.CutlassFP8ScaledMMLinearKernel(config(), NAMES))
     accept_fp8_rows(layer)
     assert not takes_fp8_rows(layer)
+
+
+@pytest.mark.usefixtures("anywhere")
+@pytest.mark.parametrize(
+    ("kernels", "shape", "dtype", "by_pytorch"),
+    [
+        pytest.param({}, (64, 4096), torch.bfloat16, True, id="narrow"),
+        pytest.param({}, (64, 4112), torch.bfloat16, False, id="wide"),
+        pytest.param({}, (72, 4096), torch.bfloat16, False, id="padded"),
+        pytest.param({}, (64, 4096), torch.float16, False, id="float16"),
+        pytest.param(
+            {"linear_backend": "cutlass"},
+            (64, 4096),
+            torch.bfloat16,
+            False,
+            id="chosen",
+        ),
+        pytest.param(
+            {"linear_backend_per_quant": {"fp8_w8a8": "cutlass"}},
+            (64, 4096),
+            torch.bfloat16,
+            False,
+            id="chosen for fp8",
+        ),
+    ],
+)
+def test_which_product_multiplies(
+    kernels: dict[str, Any],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    by_pytorch: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hopper = SimpleNamespace(is_device_capability=lambda capability: capability == 90)
+    monkeypatch.setattr(fp8_rows, "current_platform", hopper)
+    with set_current_vllm_config(VllmConfig(kernel_config=KernelConfig(**kernels))):
+        product = Fp8RowsProduct(config(shape=shape, dtype=dtype), NAMES)
+    assert product.by_pytorch == by_pytorch
 
 
 def test_unquantized_layers_stay_as_they_are() -> None:

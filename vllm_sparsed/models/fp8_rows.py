@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from vllm import envs
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.kernels.linear.scaled_mm.cutlass import CutlassFP8ScaledMMLinearKernel
 from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import (
     FP8ScaledMMLinearLayerConfig,
@@ -42,8 +43,11 @@ class Fp8RowsProduct(CutlassFP8ScaledMMLinearKernel):
     ) -> None:
         super().__init__(config, layer_param_names)
         output_size, input_size = config.weight_shape
+        chosen = get_current_vllm_config().kernel_config
         self.by_pytorch: bool = (
-            config.out_dtype == torch.bfloat16
+            chosen.linear_backend == "auto"
+            and not chosen.linear_backend_per_quant
+            and config.out_dtype == torch.bfloat16
             and current_platform.is_device_capability(90)
             and input_size <= PYTORCH_MAX_INPUT
             and input_size % 16 == output_size % 16 == 0
