@@ -42,7 +42,8 @@ test-kernels test-units test-engines: export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest
 IN_PARALLEL := -n auto --maxprocesses 8
 # No servers but the benchmarks' own, and no clock that a busy machine could upset.
-OFFLINE := $(patsubst %,tests/engine/test_%.py,cuda_graphs golden guidance peer_kernel schedules)
+OFFLINE := $(patsubst %,tests/engine/test_%.py,crossover cuda_graphs defaults_by_length golden guidance \
+	peer_kernel reload_weights schedules seeds sparse_groups)
 UNITS := tests/benchmarks tests/decoding tests/models tests/packaging tests/quality tests/reference \
 	$(OFFLINE) $(wildcard tests/test_*.py)
 
