@@ -4,8 +4,10 @@
 import triton
 import triton.language as tl
 
-LARGEST = tl.constexpr(448.0)
-LEAST_SCALE = tl.constexpr(1.0 / (448.0 * 512.0))
+from vllm_sparsed.kernels.fp8_rows import reference
+
+LARGEST = tl.constexpr(reference.LARGEST)
+LEAST_SCALE = tl.constexpr(reference.LEAST_SCALE)
 
 
 @triton.jit

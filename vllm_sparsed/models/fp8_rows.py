@@ -85,7 +85,7 @@ class Fp8RowsProduct(CutlassFP8ScaledMMLinearKernel):
                 bias=bias,
                 output_shape=output_shape,
             )
-        # Sums as exact as those of vLLM's kernel, which has no other way.
+        # Fast accumulation, as in vLLM's kernel.
         product = torch._scaled_mm(
             A, B, scale_a=As, scale_b=Bs, bias=bias, out_dtype=out_dtype, use_fast_accum=True
         )
