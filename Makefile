@@ -41,11 +41,8 @@ test: lint type-check
 test-kernels test-units test-engines: export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest
 IN_PARALLEL := -n auto --maxprocesses 8
-# No servers but the benchmarks' own, and no clock that a busy machine could upset.
-OFFLINE := $(patsubst %,tests/engine/test_%.py,crossover cuda_graphs defaults_by_length golden guidance \
-	peer_kernel reload_weights schedules seeds sparse_groups)
-UNITS := tests/benchmarks tests/decoding tests/models tests/packaging tests/quality tests/reference \
-	$(OFFLINE) $(wildcard tests/test_*.py)
+# No servers, and no clock that a busy machine could upset.
+UNITS := tests/decoding tests/models tests/packaging tests/quality tests/reference $(wildcard tests/test_*.py)
 
 # Triton kernels run in its interpreter, which must be chosen before Triton is imported; it uses one
 # core, so there are as many processes as cores.
