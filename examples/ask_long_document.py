@@ -26,7 +26,8 @@ from prometheus_client.parser import text_string_to_metric_families
 # A script finds the modules beside it, not those of the repository's other folders.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.quality.tasks import (
+from examples.local_server import NAME, ServerError, served
+from small_model.tasks import (
     TASKS,
     CountTokens,
     Document,
@@ -34,7 +35,6 @@ from benchmarks.quality.tasks import (
     is_correct,
     make_document,
 )
-from examples.local_server import NAME, ServerError, served
 
 SMALL_MODEL: Final = Path(__file__).resolve().parents[1] / "llada-retrieval-5m"
 LOG_TAIL: Final = 40  # lines of the server's log that a failure shows

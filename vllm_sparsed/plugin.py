@@ -5,21 +5,13 @@ vLLM's tables, with the checkpoints' configurations and tokenizer; models, kerne
 parts are imported when an engine of a diffusion model is configured.
 """
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from vllm_sparsed.attention.registration import restore_backend
+from vllm_sparsed.models.registry import MODELS
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
-
-BACKEND_NAME: Final = "SPARSED"
-BACKEND_CLASS: Final = "vllm_sparsed.attention.backend.SparsedAttentionBackend"
-
-MODELS: Final = {
-    "LLaDAModelLM": "vllm_sparsed.models.llada:LLaDAModelLM",
-    "DreamModel": "vllm_sparsed.models.dream:DreamModel",
-}
-
-# The decoding algorithm of a request that names none: that of the family's own reference code.
-DEFAULT_ALGORITHMS: Final = {"LLaDAModelLM": "low_confidence", "DreamModel": "origin"}
 
 
 class DeferredEngineConfig:
@@ -28,33 +20,13 @@ class DeferredEngineConfig:
     @staticmethod
     def verify_and_update_config(vllm_config: "VllmConfig") -> None:
         """As `engine_config.DiffusionEngineConfig`."""
-        from vllm_sparsed.engine_config import DiffusionEngineConfig
+        from vllm_sparsed.config.engine import DiffusionEngineConfig
 
         DiffusionEngineConfig.verify_and_update_config(vllm_config)
 
     @staticmethod
     def verify_and_update_model_config(model_config: "ModelConfig") -> None:
         """The model's own configuration is used as it is."""
-
-
-def restore_backend() -> Any:
-    """The SPARSED member of vLLM's backend enum, entered first where this process lacks it.
-
-    Enum members pickle by value, and a spawned process unpickles the engine's configuration before
-    it loads plugins: the member is therefore pickled as a call of this function.
-    """
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
-
-    if BACKEND_NAME not in AttentionBackendEnum.__members__:
-        register_backend(BACKEND_NAME, BACKEND_CLASS)
-        member = AttentionBackendEnum[BACKEND_NAME]
-        # On the instance: the other members keep the enum's own way of pickling.
-        member.__dict__["__reduce_ex__"] = _reduce_backend
-    return AttentionBackendEnum[BACKEND_NAME]
-
-
-def _reduce_backend(protocol: int) -> tuple[Any, tuple[()]]:
-    return restore_backend, ()
 
 
 def register() -> None:
@@ -71,7 +43,7 @@ def register() -> None:
     for config_class in (LLaDAConfig, DreamConfig):
         _CONFIG_REGISTRY[config_class.model_type] = config_class
     supported = ModelRegistry.get_supported_archs()
-    for architecture, path in MODELS.items():
+    for architecture, entry in MODELS.items():
         if architecture not in supported:
-            ModelRegistry.register_model(architecture, path)
+            ModelRegistry.register_model(architecture, entry.model_class)
         MODELS_CONFIG_MAP[architecture] = DeferredEngineConfig

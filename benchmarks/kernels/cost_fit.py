@@ -1,4 +1,4 @@
-"""Fits the cost model of `vllm_sparsed.attention.crossover` to measured times."""
+"""Fits the cost model of `vllm_sparsed.planning.crossover` to measured times."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from vllm_sparsed.attention.crossover import AttentionCosts, KernelCost
+from vllm_sparsed.planning.crossover import AttentionCosts, KernelCost
 
 LEAST_SHARE: Final = 1e-3
 """Least share of a time that each of the two parts gets, so that no rate is infinite."""

@@ -4,7 +4,7 @@
 
 Runs one attention layer as the engine does: dense steps, sparse steps, and the step that builds the
 pattern. Prints every time beside its prediction and the entry of
-vllm_sparsed/attention/kernel_costs.py that was fitted; on a device of another kind that entry is
+vllm_sparsed/planning/kernel_costs.py that was fitted; on a device of another kind that entry is
 what the table lacks. The kernels are checked before they are timed.
 """
 
@@ -26,12 +26,12 @@ from vllm.v1.attention.backend import AttentionType
 
 from benchmarks.kernels.cost_fit import Measured, fit, source
 from benchmarks.measuring.timing import synchronize
-from vllm_sparsed.attention.crossover import AttentionCosts, Crossover, keys_scored
 from vllm_sparsed.attention.implementation import SparsedAttentionImpl
 from vllm_sparsed.attention.metadata import PatternBuild, SparsedMetadata
 from vllm_sparsed.attention.pattern_store import PatternStore, PatternStoreSize
 from vllm_sparsed.kernels.block_sparse_attention import QueryTiles
 from vllm_sparsed.kernels.pattern_building import pattern_width
+from vllm_sparsed.planning.crossover import AttentionCosts, Crossover, keys_scored
 
 CANVAS: Final = 128
 SELECT: Final = 0.3

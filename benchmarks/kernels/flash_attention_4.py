@@ -5,7 +5,7 @@
 Both run as the engine calls them: ours over all requests of a batch at once, FlashAttention 4
 request by request, its index lists gathered from the pattern store in each call. Both are checked
 against float64 before they are timed, in turns. Prints a table and the entries of FLASH_ATTENTION_4
-in vllm_sparsed/attention/kernel_costs.py: the longest run of lengths at which it is faster with
+in vllm_sparsed/planning/kernel_costs.py: the longest run of lengths at which it is faster with
 every share of the blocks.
 """
 
@@ -28,8 +28,8 @@ from benchmarks.kernels.sparse_providers import ours
 from benchmarks.measuring.deadline import Deadline
 from benchmarks.measuring.environment import headline
 from benchmarks.measuring.timing import time_calls
-from vllm_sparsed.attention.crossover import PeerKernel
 from vllm_sparsed.kernels.block_sparse_attention import flash_attention_4
+from vllm_sparsed.planning.crossover import FlashAttention4Range
 
 LENGTHS: Final = (4096, 8192, 16384, 32768, 65536)
 SELECTS: Final = (0.3, 0.5)
@@ -126,7 +126,7 @@ def compare(case: Case, device: str, budget_ms: float) -> Comparison:
     return Comparison(case, x.flops(x.density), own_ms, their_ms, lists)
 
 
-def entries(comparisons: Sequence[Comparison]) -> Iterator[tuple[int, PeerKernel]]:
+def entries(comparisons: Sequence[Comparison]) -> Iterator[tuple[int, FlashAttention4Range]]:
     """For each number of query heads per key head the requests to give to FlashAttention 4."""
     by_ratio: dict[int, dict[int, list[Comparison]]] = {}
     for comparison in comparisons:
@@ -142,14 +142,14 @@ def entries(comparisons: Sequence[Comparison]) -> Iterator[tuple[int, PeerKernel
             longest = max(longest, run, key=len)
         if longest:
             cost = fit_kernel([c.measured for length in longest for c in by_length[length]])
-            yield ratio, PeerKernel(cost, 128, longest[0], longest[-1])
+            yield ratio, FlashAttention4Range(cost, 128, longest[0], longest[-1])
 
 
-def source(ratio: int, peer: PeerKernel) -> str:
+def source(ratio: int, fa4: FlashAttention4Range) -> str:
     """The entry of kernel_costs.py."""
-    cost = f"KernelCost({peer.cost.launch_us}, {peer.cost.row_ns}, {peer.cost.rate})"
-    span = f"{peer.min_tokens}, {peer.max_tokens}"
-    return f"((9, 0), 128, {ratio}): PeerKernel({cost}, {peer.block_size}, {span}),"
+    cost = f"KernelCost({fa4.cost.launch_us}, {fa4.cost.row_ns}, {fa4.cost.rate})"
+    span = f"{fa4.min_tokens}, {fa4.max_tokens}"
+    return f"((9, 0), 128, {ratio}): FlashAttention4Range({cost}, {fa4.block_size}, {span}),"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -184,8 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         comparisons.append(compare(case, "cuda", options.repetition_ms))
         print(comparisons[-1].line(), flush=True)
         torch.cuda.empty_cache()
-    for ratio, peer in entries(comparisons):
-        print(source(ratio, peer))
+    for ratio, fa4 in entries(comparisons):
+        print(source(ratio, fa4))
     print(f"{time.perf_counter() - started:.0f} s; lists in microseconds")
 
 

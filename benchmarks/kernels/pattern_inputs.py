@@ -142,7 +142,7 @@ class Layer:
             select=case.select,
             scale=case.scale,
             lse=self.lse,
-            row_slots=self.slots,
+            pattern_rows=self.slots,
             indices=self.indices,
             counts=self.counts,
         )
@@ -233,7 +233,7 @@ def _selected(importance: Tensor, generation: Tensor, case: PatternCase, kernel:
             generation,
             first_generation_block=first,
             select=case.select,
-            row_slots=slots,
+            pattern_rows=slots,
             indices=indices,
             counts=counts,
         )
@@ -244,7 +244,7 @@ def _selected(importance: Tensor, generation: Tensor, case: PatternCase, kernel:
             first_generation_block=first,
             num_kept=kept_columns(num_blocks, case.select),
             num_kept_generation=kept_columns(num_generation, case.select),
-            row_slots=slots,
+            pattern_rows=slots,
             indices=indices,
             counts=counts,
         )

@@ -15,8 +15,8 @@ from benchmarks.plots.requests import speed_ups
 from benchmarks.plots.style import length_label
 from benchmarks.plots.summary_tables import Table, attention_times
 from benchmarks.requests.step_times import steps_by_kind
-from vllm_sparsed.attention.crossover import Crossover
-from vllm_sparsed.attention.kernel_costs import FLASH_ATTENTION_4, attention_costs
+from vllm_sparsed.planning.crossover import Crossover
+from vllm_sparsed.planning.kernel_costs import FLASH_ATTENTION_4, attention_costs
 
 Row = Mapping[str, str]
 
@@ -177,7 +177,7 @@ def never_slower(attention: Sequence[Row], patterns: Sequence[Row]) -> Goal:
         heads, kv_heads = SHAPES[row["shape"]]
         ratio = heads // kv_heads
         peer = FLASH_ATTENTION_4.get(((9, 0), 128, ratio)) if PEER in of_case else None
-        costs = attention_costs((9, 0), 128, torch.bfloat16, heads_per_kv_head=ratio, peer=peer)
+        costs = attention_costs((9, 0), 128, torch.bfloat16, heads_per_kv_head=ratio, fa4=peer)
         sparse = of_case[PEER] if peer and peer.chosen(length, block) else float(row["ms"])
         predicted = Crossover(costs, heads, 128).predict(
             length, canvas, block, float(row["select"])

@@ -11,7 +11,7 @@ import torch
 from benchmarks.quality.cases import Case
 from benchmarks.quality.settings import Setting
 from benchmarks.quality.variants import install
-from vllm_sparsed.worker.device_copy import to_device
+from vllm_sparsed.device_copy import to_device
 from vllm_sparsed.worker.model_runner import DenoisingModelRunner
 from vllm_sparsed.worker.request_state import RequestState
 
@@ -135,17 +135,17 @@ class _Watch:
             decided = self.decided[number, : len(canvas)]
             decided[(decided < 0) & (canvas != state.mask_token_id)] = state.step - 1
             self.steps[number] = state.step
-            if state.row_slots and number not in self._kept:
+            if state.pattern_rows and number not in self._kept:
                 self._keep(number, state)
 
     def _keep(self, number: int, state: RequestState) -> None:
         """Count the blocks of new patterns; the rows are another request's when this one ends."""
         store = self.runner.store
         assert store is not None
-        slots = np.concatenate(state.row_slots).astype(np.int64)
+        slots = np.concatenate(state.pattern_rows).astype(np.int64)
         rows = store.counts[:, to_device(slots, self.runner.device)]
         self._kept[number] = rows.sum(dtype=torch.int64)
-        self._candidates[number] = rows.numel() * len(state.row_slots[0])
+        self._candidates[number] = rows.numel() * len(state.pattern_rows[0])
 
     def densities(self) -> dict[int, float]:
         """By case; waits for the device."""

@@ -54,14 +54,14 @@ def build_window(
     q: Tensor,
     k: Tensor,
     *,
-    row_slots: Tensor,
+    pattern_rows: Tensor,
     indices: Tensor,
     counts: Tensor,
     **others: Any,
 ) -> None:
     """Sliding window (Beltagy et al., arXiv 2004.05150); arguments of `build_pattern`."""
-    build_pattern(q, k, row_slots=row_slots, indices=indices, counts=counts, **others)
-    slots = row_slots.long()
+    build_pattern(q, k, pattern_rows=pattern_rows, indices=indices, counts=counts, **others)
+    slots = pattern_rows.long()
     indices[slots] = window_blocks(counts[slots], indices.shape[2]).to(indices.dtype)
 
 
@@ -69,14 +69,14 @@ def build_sink_window(
     q: Tensor,
     k: Tensor,
     *,
-    row_slots: Tensor,
+    pattern_rows: Tensor,
     indices: Tensor,
     counts: Tensor,
     **others: Any,
 ) -> None:
     """StreamingLLM (Xiao et al., arXiv 2309.17453), in blocks; arguments of `build_pattern`."""
-    build_pattern(q, k, row_slots=row_slots, indices=indices, counts=counts, **others)
-    slots = row_slots.long()
+    build_pattern(q, k, pattern_rows=pattern_rows, indices=indices, counts=counts, **others)
+    slots = pattern_rows.long()
     indices[slots] = sink_window_blocks(counts[slots], indices.shape[2]).to(indices.dtype)
 
 
@@ -89,7 +89,7 @@ def build_shared_heads(
     select: float,
     scale: float,
     lse: Tensor | None,
-    row_slots: Tensor,
+    pattern_rows: Tensor,
     indices: Tensor,
     counts: Tensor,
 ) -> None:
@@ -108,7 +108,7 @@ def build_shared_heads(
         generation,
         first_generation_block=first,
         select=select,
-        row_slots=row_slots,
+        pattern_rows=pattern_rows,
         indices=indices,
         counts=counts,
     )
@@ -123,7 +123,7 @@ def build_joint_selection(
     select: float,
     scale: float,
     lse: Tensor | None,
-    row_slots: Tensor,
+    pattern_rows: Tensor,
     indices: Tensor,
     counts: Tensor,
 ) -> None:
@@ -137,11 +137,11 @@ def build_joint_selection(
         generation,
         first_generation_block=first,
         select=select,
-        row_slots=row_slots,
+        pattern_rows=pattern_rows,
         indices=indices,
         counts=counts,
     )
-    slots = row_slots.long()
+    slots = pattern_rows.long()
     lists = best_blocks(importance, counts[slots])
     width = min(lists.shape[2], indices.shape[2])
     indices[slots, :, :width] = lists[..., :width].to(indices.dtype)

@@ -11,10 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Final
 
-from benchmarks.quality.tasks import Limits, make_document
+from small_model import tasks, words
+from small_model.tasks import Limits, make_document
 
-_FOLDER: Final = Path(__file__).parent
-_SOURCES: Final = ("cases.py", "tasks.py", "words.py")  # what a prompt depends on
+# What a prompt depends on.
+_SOURCES: Final = (Path(__file__), Path(tasks.__file__), Path(words.__file__))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,6 @@ def _locked(lock: IO[str], wait: bool) -> bool:
 
 def _fingerprint(tokenizer: Any) -> str:
     """Changes with the tokenizer, its template and the code that makes documents."""
-    sources = [(_FOLDER / name).read_text() for name in _SOURCES]
+    sources = [path.read_text() for path in _SOURCES]
     tokens = chat_prompt(tokenizer, "\n".join(sources))
     return hashlib.sha256(json.dumps([sources, tokens]).encode()).hexdigest()[:12]

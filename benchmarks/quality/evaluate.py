@@ -32,7 +32,7 @@ from benchmarks.quality.settings import (
     sweep_settings,
 )
 from benchmarks.quality.similarity import FILE_NAME, measure, write_overlaps
-from benchmarks.quality.tasks import TASKS
+from small_model.tasks import TASKS
 
 CUDA_BATCH_TOKENS: Final = 131_072  # of a forward pass: keeps a large GPU busy with a small model
 

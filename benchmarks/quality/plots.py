@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.quality.report import main_settings, pooled_rows
-from benchmarks.quality.results import ALL_TASKS, Row
+from benchmarks.quality.results import ALL_TASKS, Row, main_settings, pooled_rows
 from benchmarks.quality.settings import PATTERNS, Setting
 from benchmarks.quality.similarity import Overlap
-from benchmarks.quality.tasks import TASKS
+from small_model.tasks import TASKS
 
 Rows = Sequence[Row]
 

@@ -15,13 +15,15 @@ from benchmarks.quality.results import (
     ALL_TASKS,
     Row,
     asked_of_all,
+    main_settings,
     merged_records,
+    pooled_rows,
     summarize,
     write_rows,
 )
 from benchmarks.quality.settings import Setting
 from benchmarks.quality.similarity import FILE_NAME, Overlap, read_overlaps
-from benchmarks.quality.tasks import TASKS
+from small_model.tasks import TASKS
 
 LEAST_SPARSE_TOKENS: Final = 0.6  # of the answers: with less, sparse attention was hardly tried
 _LARGEST_SKIP: Final = 0.2  # up to which that is expected
@@ -107,17 +109,6 @@ def table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def main_settings(rows: Sequence[Row]) -> list[Setting]:
-    """Dense and those asked at the same lengths with the same documents: the defaults."""
-    asked: dict[Setting, set[tuple[str, int, int]]] = {}
-    for row in rows:
-        # Baselines and ablations are none, though all may have been asked the same.
-        if row.setting.pattern in ("dense", "sparsed") and row.setting.schedule == "reuse":
-            asked.setdefault(row.setting, set()).add((row.task, row.length, row.documents))
-    most = max(asked.values(), key=lambda found: (len(found), max(found)[2]))
-    return [setting for setting, found in asked.items() if found == most]
-
-
 def _percent(row: Row) -> str:
     return f"{row.exact_match:.1%} [{row.low:.1%}, {row.high:.1%}]".replace("%", "")
 
@@ -150,15 +141,6 @@ def _by_length(rows: Sequence[Row], settings: Sequence[Setting]) -> str:
                     line.append("-" if cell is None else _points(cell))
             body.append(line)
     return table(header, body)
-
-
-def pooled_rows(rows: Sequence[Row]) -> list[Row]:
-    """Rows of all tasks together, or of the only task, at the length of most settings."""
-    several = any(row.task == ALL_TASKS for row in rows)
-    pooled = [row for row in rows if not several or row.task == ALL_TASKS]
-    by_length = {r.length: sum(o.length == r.length for o in pooled) for r in pooled}
-    length = max(by_length, key=lambda length: by_length[length])
-    return [row for row in pooled if row.length == length]
 
 
 def _all_settings(rows: Sequence[Row]) -> str:

@@ -12,7 +12,7 @@ from benchmarks.quality.answering import Answered
 from benchmarks.quality.cases import Case
 from benchmarks.quality.intervals import paired_difference, wilson_interval
 from benchmarks.quality.settings import Setting, as_text, from_text, sort_key
-from benchmarks.quality.tasks import TASKS, is_correct
+from small_model.tasks import TASKS, is_correct
 
 ALL_TASKS: Final = "all"  # in place of a task: all of them together
 _PART: Final = re.compile(r"answers-(\d+)-of-(\d+)\.csv")
@@ -228,3 +228,23 @@ def merged_records(folder: Path) -> list[Record]:
         names = ", ".join(path.name for path in found) or "none"
         raise ValueError(f"{folder} must hold the answers of all parts of one run, found {names}")
     return sorted((r for path in found for r in read_records(path)), key=_place)
+
+
+def main_settings(rows: Sequence[Row]) -> list[Setting]:
+    """Dense and those asked at the same lengths with the same documents: the defaults."""
+    asked: dict[Setting, set[tuple[str, int, int]]] = {}
+    for row in rows:
+        # Baselines and ablations are none, though all may have been asked the same.
+        if row.setting.pattern in ("dense", "sparsed") and row.setting.schedule == "reuse":
+            asked.setdefault(row.setting, set()).add((row.task, row.length, row.documents))
+    most = max(asked.values(), key=lambda found: (len(found), max(found)[2]))
+    return [setting for setting, found in asked.items() if found == most]
+
+
+def pooled_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows of all tasks together, or of the only task, at the length of most settings."""
+    several = any(row.task == ALL_TASKS for row in rows)
+    pooled = [row for row in rows if not several or row.task == ALL_TASKS]
+    by_length = {r.length: sum(o.length == r.length for o in pooled) for r in pooled}
+    length = max(by_length, key=lambda length: by_length[length])
+    return [row for row in pooled if row.length == length]

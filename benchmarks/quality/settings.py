@@ -5,13 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from vllm_sparsed.decoding.schedule import dense_steps
-from vllm_sparsed.parameter_table import (
+from vllm_sparsed.config.parameter_table import (
     LONG_BLOCK_SIZE,
     LONG_SELECT,
     SHORT_BLOCK_SIZE,
     SHORT_SELECT,
 )
+from vllm_sparsed.planning.blocks import pattern_step
 
 PATTERNS: Final = {
     "dense": "full attention in every step",
@@ -93,7 +93,7 @@ class Setting:
             return steps
         if self.skip is None:
             return 0
-        return min(steps, dense_steps(steps, self.skip) + 1)
+        return min(steps, pattern_step(steps, self.skip) + 1)
 
 
 LABELS: Final = {

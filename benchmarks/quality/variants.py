@@ -58,7 +58,7 @@ class FreshPatternImpl(SparsedAttentionImpl):
                     select=build.select,
                     scale=self.scale,
                     lse=None,
-                    row_slots=build.row_slots,
+                    pattern_rows=build.pattern_rows,
                     indices=store.indices[index],
                     counts=store.counts[index],
                 )
@@ -105,7 +105,7 @@ class EveryStepPacker(_FreshPacker):
         for state, index in batch.sequences:
             phase, start = state.phase(index), batch.starts[state.request_id, index]
             if phase.block_size and not phase.builds:
-                slots = torch.tensor(phase.row_slots, dtype=torch.int32, device=self._device)
+                slots = torch.tensor(phase.pattern_rows, dtype=torch.int32, device=self._device)
                 fresh.append(
                     PatternBuild(
                         start=start,
@@ -113,7 +113,7 @@ class EveryStepPacker(_FreshPacker):
                         canvas_len=phase.canvas_len,
                         block_size=phase.block_size,
                         select=phase.select,
-                        row_slots=slots,
+                        pattern_rows=slots,
                     )
                 )
         return _fresh(metadata, tuple(fresh))
@@ -126,8 +126,8 @@ class FromStartPacker(_FreshPacker):
         assert self._store is not None
         for state, index in sequences:
             if state.step == 0 and index == 0 and state.plan.pattern_step > 0:
-                rows = state.plan.pattern_rows // state.plan.num_sequences
-                state.row_slots = [
+                rows = state.plan.num_pattern_rows // state.plan.num_sequences
+                state.pattern_rows = [
                     self._store.allocate(rows) for _ in range(state.plan.num_sequences)
                 ]
                 state.plan = replace(state.plan, pattern_step=0)
@@ -141,7 +141,7 @@ class FromStartPacker(_FreshPacker):
         tiles = QueryTiles.build(
             [build.start for build in metadata.builds],
             [build.end - build.start for build in metadata.builds],
-            [state.row_slots[index] for state, index in building],
+            [state.pattern_rows[index] for state, index in building],
             metadata.builds[0].block_size,
             self._device,
         )
@@ -214,7 +214,7 @@ class RecordingImpl(SparsedAttentionImpl):
             **self.parameters,
             scale=self.scale,
             lse=None,
-            row_slots=torch.arange(num_blocks, device=device),
+            pattern_rows=torch.arange(num_blocks, device=device),
             indices=indices,
             counts=counts,
         )

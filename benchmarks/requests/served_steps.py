@@ -152,9 +152,9 @@ def _run(
 def _density(runner: Any) -> float | None:
     """Share of the key blocks kept by the patterns of the one request that runs."""
     (state,) = runner.requests.values()
-    if not len(state.row_slots):
+    if not len(state.pattern_rows):
         return None
-    (rows,) = state.row_slots
+    (rows,) = state.pattern_rows
     counts = runner.store.counts
     kept = counts[:, torch.as_tensor(rows, dtype=torch.int64, device=counts.device)]
     return float(kept.sum(dtype=torch.int64)) / (kept.numel() * len(rows))

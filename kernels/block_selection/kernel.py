@@ -35,14 +35,14 @@ def _top_mask(scores_ptr, num_columns, num_kept, WIDTH: tl.constexpr):
         "stride_slot_head",
         "stride_count",
     ],
-    do_not_specialize_on_alignment=["indices_ptr", "counts_ptr", "row_slots_ptr"],
+    do_not_specialize_on_alignment=["indices_ptr", "counts_ptr", "pattern_rows_ptr"],
 )
 def select_blocks_kernel(
     importance_ptr,  # float32 [num_heads, n, n], contiguous
     generation_ptr,  # float32 [num_heads, n, ng], contiguous
-    row_slots_ptr,  # int32 or int64 [n]
-    indices_ptr,  # int16 or int32 [slots, num_heads, width]
-    counts_ptr,  # int32 [slots, num_heads]
+    pattern_rows_ptr,  # int32 or int64 [n]
+    indices_ptr,  # int16 or int32 [pattern rows, num_heads, width]
+    counts_ptr,  # int32 [pattern rows, num_heads]
     num_blocks,
     first_generation_block,
     num_kept,
@@ -57,7 +57,7 @@ def select_blocks_kernel(
     head = tl.program_id(1)
     num_generation = num_blocks - first_generation_block
     map_row = head.to(tl.int64) * num_blocks + row
-    slot = tl.load(row_slots_ptr + row).to(tl.int64)
+    slot = tl.load(pattern_rows_ptr + row).to(tl.int64)
     target = indices_ptr + slot * stride_slot + head * stride_slot_head
     columns = tl.arange(0, WIDTH)
 

@@ -11,7 +11,7 @@ def select_blocks_torch(
     first_generation_block: int,
     num_kept: int,
     num_kept_generation: int,
-    row_slots: Tensor,
+    pattern_rows: Tensor,
     indices: Tensor,
     counts: Tensor,
 ) -> None:
@@ -23,7 +23,7 @@ def select_blocks_torch(
     # Kept columns first, in their order: a stable sort of the complement.
     lists = torch.sort(~kept, dim=-1, stable=True).indices[:, :, :width]
     valid = torch.arange(width, device=kept.device) < row_counts.unsqueeze(-1)
-    slots = row_slots.long()
+    slots = pattern_rows.long()
     rows = indices[slots, :, :width]  # what lies behind a row's count stays as it was
     rows = torch.where(valid.transpose(0, 1), lists.transpose(0, 1).to(indices.dtype), rows)
     indices[slots, :, :width] = rows

@@ -16,7 +16,7 @@ def select_blocks(
     *,
     first_generation_block: int,
     select: float,
-    row_slots: Tensor,
+    pattern_rows: Tensor,
     indices: Tensor,
     counts: Tensor,
 ) -> None:
@@ -31,10 +31,10 @@ def select_blocks(
         generation_importance: float32 [num_heads, n, ng], ng = n - first_generation_block.
         first_generation_block: first column of the generation part, in [0, n).
         select: share of the columns to keep, in (0, 1].
-        row_slots: int32 or int64 [n], distinct rows of the store for query blocks 0 .. n - 1.
-        indices: int16 or int32 [slots, num_heads, width]; [slot, head, :count] is written. May be a
-            view of some heads of the store; last dimension contiguous.
-        counts: int32 [slots, num_heads], likewise.
+        pattern_rows: int32 or int64 [n], distinct rows of the store for query blocks 0 .. n - 1.
+        indices: int16 or int32 [pattern rows, num_heads, width]; [row, head, :count] is written.
+            May be a view of some heads of the store; last dimension contiguous.
+        counts: int32 [pattern rows, num_heads], likewise.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -44,7 +44,7 @@ def select_blocks(
         generation_importance,
         first_generation_block,
         select,
-        row_slots,
+        pattern_rows,
         indices,
         counts,
     )
@@ -62,7 +62,7 @@ def select_blocks(
             first_generation_block=first_generation_block,
             num_kept=num_kept,
             num_kept_generation=num_kept_generation,
-            row_slots=row_slots,
+            pattern_rows=pattern_rows,
             indices=indices,
             counts=counts,
         )
@@ -74,7 +74,7 @@ def select_blocks(
     select_blocks_kernel[(num_blocks, num_heads)](
         importance,
         generation_importance,
-        row_slots,
+        pattern_rows,
         indices,
         counts,
         num_blocks,
@@ -105,7 +105,7 @@ def warm_up(
             importance,
             first_generation_block=0,
             select=0.5 / num_blocks,
-            row_slots=torch.arange(num_blocks, dtype=slot_dtype, device=device),
+            pattern_rows=torch.arange(num_blocks, dtype=slot_dtype, device=device),
             indices=torch.empty((num_blocks, 1, 1), dtype=index_dtype, device=device),
             counts=torch.empty((num_blocks, 1), dtype=torch.int32, device=device),
         )
@@ -117,7 +117,7 @@ def _check(
     generation_importance: Tensor,
     first_generation_block: int,
     select: float,
-    row_slots: Tensor,
+    pattern_rows: Tensor,
     indices: Tensor,
     counts: Tensor,
 ) -> None:
@@ -151,13 +151,13 @@ def _check(
             f"{generation_importance.dtype} {tuple(generation_importance.shape)}"
         )
     if (
-        row_slots.shape != (num_blocks,)
-        or row_slots.dtype not in (torch.int32, torch.int64)
-        or not row_slots.is_contiguous()
+        pattern_rows.shape != (num_blocks,)
+        or pattern_rows.dtype not in (torch.int32, torch.int64)
+        or not pattern_rows.is_contiguous()
     ):
         raise ValueError(
-            f"row_slots must be contiguous int32 or int64 [{num_blocks}], got "
-            f"{row_slots.dtype} {tuple(row_slots.shape)}"
+            f"pattern_rows must be contiguous int32 or int64 [{num_blocks}], got "
+            f"{pattern_rows.dtype} {tuple(pattern_rows.shape)}"
         )
     if (
         indices.dim() != 3
@@ -166,8 +166,8 @@ def _check(
         or indices.stride(2) != 1
     ):
         raise ValueError(
-            f"indices must be int16 or int32 [slots, {num_heads}, width] with contiguous rows, got "
-            f"{indices.dtype} {tuple(indices.shape)}"
+            f"indices must be int16 or int32 [pattern rows, {num_heads}, width], rows contiguous, "
+            f"got {indices.dtype} {tuple(indices.shape)}"
         )
     if (
         counts.shape != indices.shape[:2]
@@ -178,6 +178,6 @@ def _check(
             f"counts must be int32 {tuple(indices.shape[:2])}, got "
             f"{counts.dtype} {tuple(counts.shape)}"
         )
-    devices = {x.device for x in (importance, generation_importance, row_slots, indices, counts)}
+    devices = {x.device for x in (importance, generation_importance, pattern_rows, indices, counts)}
     if len(devices) > 1:
         raise ValueError(f"importance and the others must be on one device, got {devices}")

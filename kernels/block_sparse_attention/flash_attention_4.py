@@ -64,7 +64,7 @@ def flash_attention_4(
     v: Tensor,
     indices: Tensor,
     counts: Tensor,
-    row_slots: Tensor,
+    pattern_rows: Tensor,
     *,
     scale: float,
     out: Tensor,
@@ -79,10 +79,10 @@ def flash_attention_4(
             may be part of a longer row, as in k, v and out; rows start on 16 bytes, or they are
             copied.
         k, v: [tokens, num_kv_heads, 128].
-        indices: int16 or int32 [slots, num_heads, width], ascending key block indices within the
-            request; last dimension contiguous.
-        counts: int32 [slots, num_heads], how many of them are valid, at least 1.
-        row_slots: int32 or int64 [ceil(tokens / 128)], each query block's row of both.
+        indices: int16 or int32 [pattern rows, num_heads, width], ascending key block indices
+            within the request; last dimension contiguous.
+        counts: int32 [pattern rows, num_heads], how many of them are valid, at least 1.
+        pattern_rows: int32 or int64 [ceil(tokens / 128)], each query block's row of both.
         scale: factor of the scores before softmax.
         out: [tokens, num_heads, 128], written.
 
@@ -93,17 +93,18 @@ def flash_attention_4(
         ValueError: tensors that do not fit together.
     """
     num_blocks = -(-q.shape[0] // BLOCK_SIZE)
-    if row_slots.shape != (num_blocks,):
+    if pattern_rows.shape != (num_blocks,):
         raise ValueError(
-            f"row_slots must be [{num_blocks}], one per query block, got {tuple(row_slots.shape)}"
+            f"pattern_rows must be [{num_blocks}], one per query block, "
+            f"got {tuple(pattern_rows.shape)}"
         )
     if indices.shape[:2] != counts.shape or indices.shape[1] != q.shape[1]:
         raise ValueError(
-            f"indices must be [slots, {q.shape[1]}, width] and counts fit them, got "
+            f"indices must be [pattern rows, {q.shape[1]}, width] and counts fit them, got "
             f"{tuple(indices.shape)} and {tuple(counts.shape)}"
         )
     forward, tensors_type = _interface()
-    lists, num_kept = gather_lists(indices, counts, row_slots)
+    lists, num_kept = gather_lists(indices, counts, pattern_rows)
     forward(
         q[None],
         k[None],
@@ -126,13 +127,13 @@ def flash_attention_4(
     return out
 
 
-def gather_lists(indices: Tensor, counts: Tensor, row_slots: Tensor) -> tuple[Tensor, Tensor]:
+def gather_lists(indices: Tensor, counts: Tensor, pattern_rows: Tensor) -> tuple[Tensor, Tensor]:
     """The lists of one request as FlashAttention 4 reads them; one launch.
 
     Args:
-        indices: int16 or int32 [slots, num_heads, width], last dimension contiguous.
-        counts: int32 [slots, num_heads].
-        row_slots: int32 or int64 [num_rows], the request's rows of both.
+        indices: int16 or int32 [pattern rows, num_heads, width], last dimension contiguous.
+        counts: int32 [pattern rows, num_heads].
+        pattern_rows: int32 or int64 [num_rows], the request's rows of both.
 
     Returns:
         The lists, int32 [1, num_heads, num_rows, min(width, num_rows)], undefined behind each
@@ -143,7 +144,7 @@ def gather_lists(indices: Tensor, counts: Tensor, row_slots: Tensor) -> tuple[Te
     from vllm_sparsed.kernels.block_sparse_attention.list_kernel import gather_lists_kernel
 
     num_heads = counts.shape[1]
-    num_rows = row_slots.shape[0]
+    num_rows = pattern_rows.shape[0]
     width = min(indices.shape[2], num_rows)
     shape = (1, num_heads, num_rows)
     lists = torch.empty((*shape, width), dtype=torch.int32, device=indices.device)
@@ -153,7 +154,7 @@ def gather_lists(indices: Tensor, counts: Tensor, row_slots: Tensor) -> tuple[Te
     gather_lists_kernel[(num_rows, num_heads)](
         indices,
         counts,
-        row_slots,
+        pattern_rows,
         lists,
         num_kept,
         num_rows,

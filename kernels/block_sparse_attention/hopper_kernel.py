@@ -27,7 +27,7 @@ def _row_of_tile(
     seq_start_ptr,
     seq_len_ptr,
     query_block_ptr,
-    row_slot_ptr,
+    pattern_row_ptr,
     indices_ptr,
     counts_ptr,
     stride_indices_row,
@@ -41,9 +41,9 @@ def _row_of_tile(
     seq_start = gl.load(seq_start_ptr + row)
     seq_len = gl.load(seq_len_ptr + row)
     query_block = gl.load(query_block_ptr + row)
-    row_slot = gl.load(row_slot_ptr + row).to(gl.int64)
-    list_ptr = indices_ptr + row_slot * stride_indices_row + head * stride_indices_head
-    count = gl.load(counts_ptr + row_slot * stride_counts_row + head * stride_counts_head)
+    pattern_row = gl.load(pattern_row_ptr + row).to(gl.int64)
+    list_ptr = indices_ptr + pattern_row * stride_indices_row + head * stride_indices_head
+    count = gl.load(counts_ptr + pattern_row * stride_counts_row + head * stride_counts_head)
     return head, seq_start, seq_len, query_block, list_ptr, count
 
 
@@ -198,7 +198,7 @@ _UNALIGNED = [
     "seq_start_ptr",
     "seq_len_ptr",
     "query_block_ptr",
-    "row_slot_ptr",
+    "pattern_row_ptr",
 ]
 
 
@@ -213,7 +213,7 @@ def block_sparse_forward_sm90(
     seq_start_ptr,
     seq_len_ptr,
     query_block_ptr,
-    row_slot_ptr,
+    pattern_row_ptr,
     stride_out_token,
     stride_out_head,
     stride_indices_row,
@@ -253,7 +253,7 @@ def block_sparse_forward_sm90(
         mbarrier.init(v_empty.index(i), count=CONSUMERS)
 
     tables = (
-        seq_start_ptr, seq_len_ptr, query_block_ptr, row_slot_ptr, indices_ptr, counts_ptr,
+        seq_start_ptr, seq_len_ptr, query_block_ptr, pattern_row_ptr, indices_ptr, counts_ptr,
         stride_indices_row, stride_indices_head, stride_counts_row, stride_counts_head,
     )  # fmt: skip
     barriers = (q_full, q_empty, k_full, k_empty, v_full, v_empty)

@@ -32,7 +32,7 @@ LOWEST = gl.constexpr(-1.0e20)
 def _pair_of_tile(tile, num_groups, tables):
     """Head, request and the two index lists of a tile, each with its length."""
     (
-        group_row_ptr, seq_start_ptr, seq_len_ptr, query_block_ptr, row_slot_ptr,
+        group_row_ptr, seq_start_ptr, seq_len_ptr, query_block_ptr, pattern_row_ptr,
         indices_ptr, counts_ptr,
         stride_indices_row, stride_indices_head, stride_counts_row, stride_counts_head,
     ) = tables  # fmt: skip
@@ -42,8 +42,8 @@ def _pair_of_tile(tile, num_groups, tables):
     seq_len = gl.load(seq_len_ptr + row)
     query_block = gl.load(query_block_ptr + row)
     has_second = (query_block + 1) * BLOCK_SIZE < seq_len
-    slot_a = gl.load(row_slot_ptr + row).to(gl.int64)
-    slot_b = gl.load(row_slot_ptr + row + 1, mask=has_second, other=0).to(gl.int64)
+    slot_a = gl.load(pattern_row_ptr + row).to(gl.int64)
+    slot_b = gl.load(pattern_row_ptr + row + 1, mask=has_second, other=0).to(gl.int64)
     counts_ptr += head * stride_counts_head
     count_a = gl.load(counts_ptr + slot_a * stride_counts_row)
     count_b = gl.load(counts_ptr + slot_b * stride_counts_row, mask=has_second, other=0)
@@ -289,7 +289,7 @@ def block_sparse_forward_sm90_pairs(
     seq_start_ptr,
     seq_len_ptr,
     query_block_ptr,
-    row_slot_ptr,
+    pattern_row_ptr,
     stride_out_token,
     stride_out_head,
     stride_indices_row,
@@ -332,7 +332,7 @@ def block_sparse_forward_sm90_pairs(
 
     barriers = (q_full, q_empty, k_full, k_empty, v_full, v_empty)
     tables = (
-        group_row_ptr, seq_start_ptr, seq_len_ptr, query_block_ptr, row_slot_ptr,
+        group_row_ptr, seq_start_ptr, seq_len_ptr, query_block_ptr, pattern_row_ptr,
         indices_ptr, counts_ptr,
         stride_indices_row, stride_indices_head, stride_counts_row, stride_counts_head,
     )  # fmt: skip

@@ -128,7 +128,7 @@ _UNALIGNED = [
     "seq_start_ptr",
     "seq_len_ptr",
     "query_block_ptr",
-    "row_slot_ptr",
+    "pattern_row_ptr",
 ]
 
 
@@ -143,7 +143,7 @@ def block_sparse_forward(
     seq_start_ptr,
     seq_len_ptr,
     query_block_ptr,
-    row_slot_ptr,
+    pattern_row_ptr,
     stride_q_token,
     stride_q_head,
     stride_k_token,
@@ -176,7 +176,7 @@ def block_sparse_forward(
     seq_start = tl.load(seq_start_ptr + row).to(tl.int64)
     seq_len = tl.load(seq_len_ptr + row)
     query_block = tl.load(query_block_ptr + row)
-    row_slot = tl.load(row_slot_ptr + row).to(tl.int64)
+    pattern_row = tl.load(pattern_row_ptr + row).to(tl.int64)
 
     first_query = query_block * BLOCK_SIZE + tl.program_id(0) % TILES_PER_ROW * BLOCK_M
     query = first_query + tl.arange(0, BLOCK_M)
@@ -192,8 +192,8 @@ def block_sparse_forward(
     kv_head = head // heads_per_kv
     k_ptr += seq_start * stride_k_token + kv_head * stride_k_head
     v_ptr += seq_start * stride_v_token + kv_head * stride_v_head
-    list_ptr = indices_ptr + row_slot * stride_indices_row + head * stride_indices_head
-    count = tl.load(counts_ptr + row_slot * stride_counts_row + head * stride_counts_head)
+    list_ptr = indices_ptr + pattern_row * stride_indices_row + head * stride_indices_head
+    count = tl.load(counts_ptr + pattern_row * stride_counts_row + head * stride_counts_head)
     # Lists ascend, so only the last kept block can reach beyond the request: with its missing
     # tokens left off, kept keys are numbered without a hole.
     last_block = tl.load(list_ptr + count - 1, mask=count > 0, other=0).to(tl.int32)

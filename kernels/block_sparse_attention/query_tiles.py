@@ -27,7 +27,7 @@ class QueryTiles:
         seq_start: int32 [num_rows], first packed token of the row's request.
         seq_len: int32 [num_rows], tokens of the row's request.
         query_block: int32 [num_rows], index of the query block within its request.
-        row_slot: int32 [num_rows], row of the pattern store that holds the row's index lists.
+        pattern_row: int32 [num_rows], row of the pattern store that holds the row's index lists.
         group_row: int32 [num_groups], first row of each group of neighbouring rows of one request;
             a group covers 64 queries (less at the end of a request), or one larger block.
         block_size: tokens per query and key block.
@@ -38,7 +38,7 @@ class QueryTiles:
     seq_start: Tensor
     seq_len: Tensor
     query_block: Tensor
-    row_slot: Tensor
+    pattern_row: Tensor
     group_row: Tensor
     block_size: int
     max_seq_len: int
@@ -46,14 +46,14 @@ class QueryTiles:
 
     @property
     def num_rows(self) -> int:
-        return self.row_slot.shape[0]
+        return self.pattern_row.shape[0]
 
     @classmethod
     def build(
         cls,
         seq_starts: Sequence[int],
         seq_lens: Sequence[int],
-        row_slots: Sequence[Sequence[int]],
+        pattern_rows: Sequence[Sequence[int]],
         block_size: int,
         device: torch.device | str,
     ) -> QueryTiles:
@@ -62,7 +62,7 @@ class QueryTiles:
         Args:
             seq_starts: first packed token of each request.
             seq_lens: tokens of each request, at least 1.
-            row_slots: for each request the pattern store's row of each of its query blocks.
+            pattern_rows: for each request the pattern store's row of each of its query blocks.
             block_size: 16, 32, 64 or 128.
             device: where attention runs.
 
@@ -72,10 +72,10 @@ class QueryTiles:
         """
         if block_size not in BLOCK_SIZES:
             raise ValueError(f"block_size must be one of {BLOCK_SIZES}, got {block_size}")
-        if not len(seq_starts) == len(seq_lens) == len(row_slots):
+        if not len(seq_starts) == len(seq_lens) == len(pattern_rows):
             raise ValueError(
-                "seq_starts, seq_lens and row_slots must have one entry per request, got "
-                f"{len(seq_starts)}, {len(seq_lens)} and {len(row_slots)}"
+                "seq_starts, seq_lens and pattern_rows must have one entry per request, got "
+                f"{len(seq_starts)}, {len(seq_lens)} and {len(pattern_rows)}"
             )
         if not seq_lens:
             raise ValueError("seq_lens must name at least one request")
@@ -86,15 +86,17 @@ class QueryTiles:
         if starts.min() < 0:
             raise ValueError(f"seq_starts must not be negative, got {starts.min()}")
         num_blocks = -(-lens // block_size)
-        for request, (slots, expected) in enumerate(zip(row_slots, num_blocks, strict=True)):
+        for request, (slots, expected) in enumerate(zip(pattern_rows, num_blocks, strict=True)):
             if len(slots) != expected:
                 raise ValueError(
-                    f"row_slots[{request}] must have {expected} entries, one per query block, "
+                    f"pattern_rows[{request}] must have {expected} entries, one per query block, "
                     f"got {len(slots)}"
                 )
-        slots_of_rows = np.concatenate([np.asarray(slots, dtype=np.int64) for slots in row_slots])
+        slots_of_rows = np.concatenate(
+            [np.asarray(slots, dtype=np.int64) for slots in pattern_rows]
+        )
         if slots_of_rows.min() < 0:
-            raise ValueError(f"row_slots must not be negative, got {slots_of_rows.min()}")
+            raise ValueError(f"pattern_rows must not be negative, got {slots_of_rows.min()}")
 
         rows_per_group = max(1, GROUP_TOKENS // block_size)
         first_rows = np.cumsum(num_blocks) - num_blocks
@@ -112,12 +114,12 @@ class QueryTiles:
             packed = packed.pin_memory().to(device, non_blocking=True)
         else:
             packed = packed.to(device)
-        seq_start, seq_len, blocks, row_slot, group_row = packed.split([len(c) for c in columns])
+        seq_start, seq_len, blocks, pattern_row, group_row = packed.split([len(c) for c in columns])
         return cls(
             seq_start=seq_start,
             seq_len=seq_len,
             query_block=blocks,
-            row_slot=row_slot,
+            pattern_row=pattern_row,
             group_row=group_row,
             block_size=block_size,
             max_seq_len=int(lens.max()),

@@ -29,7 +29,7 @@ def block_sparse_attention_reference(
     for first_row in torch.nonzero(tiles.query_block == 0).flatten().tolist():
         start, length = int(tiles.seq_start[first_row]), int(tiles.seq_len[first_row])
         num_blocks = -(-length // block_size)
-        slots = tiles.row_slot[first_row : first_row + num_blocks].long()
+        slots = tiles.pattern_row[first_row : first_row + num_blocks].long()
         listed = torch.arange(indices.shape[2], device=q.device) < counts[slots, ..., None]
         # Entries beyond the count go to a column of their own, which is cut off.
         columns = indices[slots].long().masked_fill(~listed, num_blocks)

@@ -36,7 +36,7 @@ def block_sparse_attention_torch(
     for first_row in first_rows:
         start, length = int(tiles.seq_start[first_row]), int(tiles.seq_len[first_row])
         num_blocks = -(-length // block_size)
-        slots = tiles.row_slot[first_row : first_row + num_blocks].long()
+        slots = tiles.pattern_row[first_row : first_row + num_blocks].long()
         tokens = slice(start, start + length)
         for kv_head in range(k.shape[1]):
             heads_per_kv = q.shape[1] // k.shape[1]

@@ -34,9 +34,9 @@ def block_sparse_attention(
             head_dim 16, 32, 64, 80, 96, 128 or 256. The last dimension is contiguous, the others
             may be strided, here as in k, v and out.
         k, v: [tokens, num_kv_heads, head_dim]; num_heads is a multiple of num_kv_heads.
-        indices: int16 or int32 [row_slots, num_heads, width], ascending key block indices within
+        indices: int16 or int32 [pattern_rows, num_heads, width], ascending key block indices within
             the request.
-        counts: int32 [row_slots, num_heads], how many of the indices are valid. A count of 0
+        counts: int32 [pattern_rows, num_heads], how many of the indices are valid. A count of 0
             writes zeros.
         tiles: the pattern rows to compute.
         scale: factor of the scores before softmax, usually 1 / sqrt(head_dim).
@@ -94,7 +94,7 @@ def _check(
         raise ValueError(f"q has {num_heads} heads, no multiple of the {k.shape[1]} of k")
     if indices.dim() != 3 or indices.shape[1] != num_heads:
         raise ValueError(
-            f"indices must be [row_slots, {num_heads}, width], got {tuple(indices.shape)}"
+            f"indices must be [pattern_rows, {num_heads}, width], got {tuple(indices.shape)}"
         )
     if indices.dtype not in (torch.int16, torch.int32):
         raise ValueError(f"indices must be int16 or int32, got {indices.dtype}")
@@ -111,7 +111,7 @@ def _check(
         ("v", v),
         ("indices", indices),
         ("counts", counts),
-        ("tiles", tiles.row_slot),
+        ("tiles", tiles.pattern_row),
         ("out", out),
     ):
         if x.device != q.device:

@@ -26,7 +26,7 @@ def build_pattern(
     select: float,
     scale: float,
     lse: Tensor | None,
-    row_slots: Tensor,
+    pattern_rows: Tensor,
     indices: Tensor,
     counts: Tensor,
 ) -> None:
@@ -43,10 +43,10 @@ def build_pattern(
         scale: factor of the scores.
         lse: float32 [num_heads, L], natural log of the sum of exp(scaled scores) over all keys, as
             FlashAttention returns it. None: computed here, at the cost of another pass.
-        row_slots: int32 or int64 [n], n = ceil(L / block_size): distinct rows of the store.
-        indices: int16 or int32 [slots, num_heads, width]: [row_slots[i], h, :count] becomes the
-            ascending key blocks that query block i of head h keeps.
-        counts: int32 [slots, num_heads]: [row_slots[i], h] becomes that count.
+        pattern_rows: int32 or int64 [n], n = ceil(L / block_size): distinct rows of the store.
+        indices: int16 or int32 [pattern rows, num_heads, width]: [pattern_rows[i], h, :count]
+            becomes the ascending key blocks that query block i of head h keeps.
+        counts: int32 [pattern rows, num_heads]: [pattern_rows[i], h] becomes that count.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -55,7 +55,9 @@ def build_pattern(
     if not 1 <= canvas_len <= seq_len:
         raise ValueError(f"canvas_len must be in [1, {seq_len}], got {canvas_len}")
     if indices.dim() != 3 or indices.shape[1] != num_heads:
-        raise ValueError(f"indices must be [slots, {num_heads}, width], got {tuple(indices.shape)}")
+        raise ValueError(
+            f"indices must be [pattern rows, {num_heads}, width], got {list(indices.shape)}"
+        )
     if lse is not None and lse.shape != (num_heads, seq_len):
         raise ValueError(f"lse must be {(num_heads, seq_len)}, got {tuple(lse.shape)}")
     first_generation_block = generation_start_block(seq_len, canvas_len, block_size)
@@ -76,7 +78,7 @@ def build_pattern(
             generation_importance,
             first_generation_block=first_generation_block,
             select=select,
-            row_slots=row_slots,
+            pattern_rows=pattern_rows,
             indices=indices[:, heads],
             counts=counts[:, heads],
         )

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.kernels import crossover
 from benchmarks.kernels.cost_fit import Measured, fit, fit_kernel, source
-from vllm_sparsed.attention.crossover import AttentionCosts, KernelCost
+from vllm_sparsed.planning.crossover import AttentionCosts, KernelCost
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 HEADS, HEAD_DIM = 32, 128

@@ -6,7 +6,7 @@ import torch
 from benchmarks.kernels import flash_attention_4 as command
 from benchmarks.kernels.cases import Case
 from benchmarks.kernels.flash_attention_4 import Comparison, entries, source
-from vllm_sparsed.attention.crossover import KernelCost, PeerKernel
+from vllm_sparsed.planning.crossover import FlashAttention4Range, KernelCost
 
 COST = KernelCost(50.0, 0.2, 650.0)
 
@@ -44,9 +44,9 @@ def test_a_batch_decides_nothing() -> None:
 
 
 def test_the_entry_is_python_for_the_table() -> None:
-    peer = PeerKernel(COST, 128, 4096, 65536)
-    names = {"PeerKernel": PeerKernel, "KernelCost": KernelCost}
-    assert eval(f"{{{source(7, peer)}}}", names) == {((9, 0), 128, 7): peer}
+    fa4 = FlashAttention4Range(COST, 128, 4096, 65536)
+    names = {"FlashAttention4Range": FlashAttention4Range, "KernelCost": KernelCost}
+    assert eval(f"{{{source(7, fa4)}}}", names) == {((9, 0), 128, 7): fa4}
 
 
 def test_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:

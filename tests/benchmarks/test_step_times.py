@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.requests.step_times import StepTimes, steps_by_kind, steps_to_measure
-from vllm_sparsed.decoding.schedule import dense_steps
+from vllm_sparsed.planning.blocks import pattern_step
 
 TIMES = StepTimes({"dense": [3.0, 1.0, 2.0], "building": [10.0], "sparse": [0.5, 0.7]})
 
@@ -11,7 +11,7 @@ TIMES = StepTimes({"dense": [3.0, 1.0, 2.0], "building": [10.0], "sparse": [0.5,
 @pytest.mark.parametrize("skip", [0.0, 0.2, 0.5, 0.99])
 @pytest.mark.parametrize("total", [1, 2, 3, 8, 15, 128, 1024])
 def test_kinds_are_those_that_the_scheduler_runs(total: int, skip: float) -> None:
-    building = dense_steps(total, skip)
+    building = pattern_step(total, skip)
     kinds = ["dense"] * total
     if building < total - 1:
         kinds = ["dense"] * building + ["building"] + ["sparse"] * (total - building - 1)

@@ -13,10 +13,10 @@ from vllm.platforms.interface import DeviceCapability
 
 from tests.engine.golden_cases import GOLDEN
 from tests.engine.inspection import runner_of
-from vllm_sparsed import engine_config
-from vllm_sparsed.attention.crossover import AttentionCosts, Crossover, KernelCost
-from vllm_sparsed.attention.kernel_costs import attention_costs
-from vllm_sparsed.settings import engine_settings
+from vllm_sparsed.config import engine as engine_config
+from vllm_sparsed.config.settings import engine_settings
+from vllm_sparsed.planning.crossover import AttentionCosts, Crossover, KernelCost
+from vllm_sparsed.planning.kernel_costs import attention_costs
 
 # Dense attention takes 3 microseconds at 100 tokens and 67 at 500, sparse attention always 20.
 FAST = KernelCost(0.0, 0.0, 1e6)

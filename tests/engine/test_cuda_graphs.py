@@ -248,7 +248,7 @@ def test_a_pass_that_builds_patterns_is_not_recorded() -> None:
 def test_the_limit_comes_from_vllms_options(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.config import CUDAGraphMode
 
-    from vllm_sparsed import engine_config
+    from vllm_sparsed.config import engine as engine_config
 
     def limit(ranks: int = 1, eager: bool = False, level: int = 2, **compilation: Any) -> int:
         options = {

@@ -11,7 +11,7 @@ from vllm.config import ModelConfig
 from vllm.engine.arg_utils import EngineArgs
 
 from tests.engine.golden_cases import GOLDEN
-from vllm_sparsed import request_check
+from vllm_sparsed.config import request_check
 
 
 def model_config(model: Path = GOLDEN / "llada-mha", **options: Any) -> ModelConfig:

@@ -73,8 +73,8 @@ def test_patterns(engine: Callable[[str], LLM], case: GoldenCase) -> None:
     while llm.llm_engine.has_unfinished_requests():
         llm.llm_engine.step()
         for state in runner.requests.values():
-            if state.row_slots:
-                rows = state.row_slots[0]
+            if state.pattern_rows:
+                rows = state.pattern_rows[0]
                 pattern = _mask(runner.store.indices[:, rows], runner.store.counts[:, rows])
     assert pattern is not None
     assert torch.equal(pattern, expected.bool())

@@ -12,7 +12,12 @@ from safetensors.torch import load_file
 
 from tests.engine.golden_cases import GOLDEN, GoldenCase, load_cases
 from tests.engine.http_server import Server
-from vllm_sparsed.metrics import COUNTERS_KEY, StepCounters, _collectors, export_step_counters
+from vllm_sparsed.scheduling.metrics import (
+    COUNTERS_KEY,
+    StepCounters,
+    _collectors,
+    export_step_counters,
+)
 
 CASES = load_cases("llada-mha")
 

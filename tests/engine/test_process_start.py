@@ -13,7 +13,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from tests.engine.golden_cases import GOLDEN, load_cases
-from vllm_sparsed.plugin import BACKEND_CLASS
+from vllm_sparsed.attention.registration import BACKEND_CLASS
 
 
 @pytest.fixture(scope="module")

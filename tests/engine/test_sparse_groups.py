@@ -15,7 +15,7 @@ def test_a_sequence_shorter_than_a_block_chooses_the_kernel_of_no_other(
     lengths = [100, 20, 300, 64, 100]
     sizes = [32, 64, 64, 64, 128]
     phases = [
-        SequencePhase(16, size, 0.5, row_slots=range(-(-length // size)))
+        SequencePhase(16, size, 0.5, pattern_rows=range(-(-length // size)))
         for length, size in zip(lengths, sizes, strict=True)
     ]
     batch = runner.packer.batch(lengths, phases)

@@ -13,9 +13,9 @@ from vllm.v1.attention.backend import AttentionType
 
 from tests.engine.golden_cases import GOLDEN
 from vllm_sparsed.attention.backend import SparsedAttentionBackend
-from vllm_sparsed.engine_config import SCHEDULER
+from vllm_sparsed.config.engine import SCHEDULER
+from vllm_sparsed.config.settings import engine_settings
 from vllm_sparsed.kernels.block_selection import MAX_BLOCKS
-from vllm_sparsed.settings import engine_settings
 
 
 def create(model: Path = GOLDEN / "llada-mha", **options: Any) -> Any:

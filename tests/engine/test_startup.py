@@ -14,8 +14,9 @@ from tests.engine.inspection import runner_of
 from vllm_sparsed.attention import pattern_store
 from vllm_sparsed.attention.metadata import SparsedMetadata
 from vllm_sparsed.worker import startup
+from vllm_sparsed.worker.memory_errors import StartupError
 from vllm_sparsed.worker.model_runner import DenoisingModelRunner
-from vllm_sparsed.worker.startup import StartupError, measure_memory
+from vllm_sparsed.worker.startup import measure_memory
 
 lack_of_memory = pytest.mark.parametrize(
     "error",
@@ -120,7 +121,7 @@ def test_the_measured_batch_builds_the_longest_pattern(
     assert (build.end, build.end - build.start) == (runner.settings.max_batch_tokens, longest)
     assert build.canvas_len == (max_canvas or longest)
     assert (build.block_size, build.select) == (16, 0.5)
-    counts = runner.store.counts[:, build.row_slots.long()]
+    counts = runner.store.counts[:, build.pattern_rows.long()]
     assert counts.shape[1] == longest // 16
     assert counts.min() > 0, "a pattern of every layer, row and head was built"
     assert runner.store.num_free_rows == free

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.training.data import Encoder
-from benchmarks.training.model import Model, Shape, save_served_model
-from benchmarks.training.tokenizer import train_tokenizer
+from small_model.training.data import Encoder
+from small_model.training.model import Model, Shape, save_served_model
+from small_model.training.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="session")

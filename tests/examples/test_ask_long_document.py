@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.quality.tasks import TASKS, is_correct
-from benchmarks.training.data import Encoder
 from examples import ask_long_document
 from examples.ask_long_document import Answer, Counters, long_document
+from small_model.tasks import TASKS, is_correct
+from small_model.training.data import Encoder
 from tests.examples.fake_vllm import ANSWERING_SERVER, write_program
 
 PAGE = """\

@@ -76,7 +76,7 @@ def test_query_tiles_layout() -> None:
     assert tiles.seq_start.tolist() == [3, 3, 3, 100]
     assert tiles.seq_len.tolist() == [65, 65, 65, 16]
     assert tiles.query_block.tolist() == [0, 1, 2, 0]
-    assert tiles.row_slot.tolist() == [7, 2, 5, 0]
+    assert tiles.pattern_row.tolist() == [7, 2, 5, 0]
     # Two blocks of 32 make a group of 64; groups never span two requests.
     assert tiles.group_row.tolist() == [0, 2, 3]
     assert (tiles.block_size, tiles.max_seq_len, tiles.min_seq_len) == (32, 65, 16)
@@ -88,11 +88,11 @@ def test_query_tiles_layout() -> None:
     [
         (([0], [8], [[0]], 24), "block_size"),
         (([0, 8], [8], [[0]], 16), "one entry per request"),
-        (([0], [17], [[0]], 16), r"row_slots\[0\] must have 2 entries"),
+        (([0], [17], [[0]], 16), r"pattern_rows\[0\] must have 2 entries"),
         (([0], [0], [[]], 16), "seq_lens"),
         (([], [], [], 16), "seq_lens"),
         (([-1], [8], [[0]], 16), "seq_starts"),
-        (([0], [8], [[-1]], 16), "row_slots"),
+        (([0], [8], [[-1]], 16), "pattern_rows"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )

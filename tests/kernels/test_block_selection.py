@@ -43,7 +43,7 @@ def selected(
     )
     arguments = {
         "first_generation_block": first,
-        "row_slots": slots,
+        "pattern_rows": slots,
         "indices": store[:, 1:],
         "counts": counts[:, 1:],
     }
@@ -145,7 +145,7 @@ def test_widest_rows_on_gpu(num_blocks: int) -> None:
             importance,
             generation,
             first_generation_block=num_blocks // 2,
-            row_slots=torch.arange(num_blocks, device="cuda"),
+            pattern_rows=torch.arange(num_blocks, device="cuda"),
             indices=indices,
             counts=counts,
             **sizes,
@@ -220,7 +220,9 @@ def test_kept_columns(columns: int, select: float, kept: int) -> None:
         pytest.param({"first_generation_block": 4}, "first_generation_block", id="boundary"),
         pytest.param({"select": 0.0}, "select", id="none"),
         pytest.param({"select": 1.5}, "select", id="too_much"),
-        pytest.param({"row_slots": torch.zeros(3, dtype=torch.int32)}, "row_slots", id="slots"),
+        pytest.param(
+            {"pattern_rows": torch.zeros(3, dtype=torch.int32)}, "pattern_rows", id="slots"
+        ),
         pytest.param({"indices": torch.zeros((4, 1, 4))}, "indices", id="index_dtype"),
         pytest.param(
             {"indices": torch.zeros((4, 1, 2), dtype=torch.int16)}, "at least 3", id="narrow"
@@ -234,7 +236,7 @@ def test_arguments_are_checked(change: dict, message: str) -> None:
         "generation_importance": torch.zeros((1, 4, 2)),
         "first_generation_block": 2,
         "select": 0.3,
-        "row_slots": torch.arange(4),
+        "pattern_rows": torch.arange(4),
         "indices": torch.zeros((4, 1, 4), dtype=torch.int16),
         "counts": torch.zeros((4, 1), dtype=torch.int32),
     }

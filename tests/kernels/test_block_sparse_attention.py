@@ -89,10 +89,10 @@ def make_problem(
     invalid = torch.iinfo(index_dtype).max
     indices = torch.full((total, num_heads, max(num_blocks)), invalid, dtype=index_dtype)
     counts = torch.full((total, num_heads), invalid, dtype=torch.int32)
-    row_slots = []
+    pattern_rows = []
     for n in num_blocks:
-        row_slots.append([slots.pop() for _ in range(n)])
-        for slot, head in product(row_slots[-1], range(num_heads)):
+        pattern_rows.append([slots.pop() for _ in range(n)])
+        for slot, head in product(pattern_rows[-1], range(num_heads)):
             if callable(keep):
                 count = keep(n)
             else:
@@ -103,7 +103,7 @@ def make_problem(
             counts[slot, head] = count
     return Problem(
         q, k, v, indices.to(device), counts.to(device),
-        QueryTiles.build(starts, lengths, row_slots, block_size, device), requests,
+        QueryTiles.build(starts, lengths, pattern_rows, block_size, device), requests,
     )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def signature(kernel: Any, constants: dict[str, Any], dtype: str, tma: bool) -> 
                 attributes[(position,)] = [["tt.divisibility", 16]]
         elif argument in ("scale_log2", "lse_factor", "lse_factor_low"):
             types[argument] = "fp32"
-        elif argument in ("row_slots_ptr", "counts_ptr"):
+        elif argument in ("pattern_rows_ptr", "counts_ptr"):
             types[argument] = "*i32"
         elif argument == "indices_ptr":
             types[argument] = "*i16"

@@ -50,7 +50,7 @@ def each_request(
         start = int(tiles.seq_start[first])
         span = slice(start, start + int(tiles.seq_len[first]))
         flash_attention_4.flash_attention_4(
-            q[span], k[span], v[span], indices, counts, tiles.row_slot[first:end],
+            q[span], k[span], v[span], indices, counts, tiles.pattern_row[first:end],
             scale=scale, out=out[span],
         )  # fmt: skip
     return out
@@ -79,14 +79,14 @@ def test_lists_of_scattered_rows(
     most = min(rows, width)
     counts = torch.randint(0, most + 1, (slots, heads), generator=generator).int().to(device)
     counts[:, 0] = most
-    row_slots = torch.randperm(slots, generator=generator)[:rows].int().to(device)
-    lists, num_kept = gather_lists(store, counts, row_slots)
+    pattern_rows = torch.randperm(slots, generator=generator)[:rows].int().to(device)
+    lists, num_kept = gather_lists(store, counts, pattern_rows)
     assert lists.shape == (1, heads, rows, most)
     assert lists.dtype == num_kept.dtype == torch.int32
     assert lists.is_contiguous() and num_kept.is_contiguous()
     assert num_kept[0].eq(0).all()
-    assert num_kept[1, 0].tolist() == counts[row_slots.long()].T.tolist()
-    for row, slot in enumerate(row_slots.tolist()):
+    assert num_kept[1, 0].tolist() == counts[pattern_rows.long()].T.tolist()
+    for row, slot in enumerate(pattern_rows.tolist()):
         for head in range(heads):
             count = int(counts[slot, head])
             assert lists[0, head, row, :count].tolist() == store[slot, head, :count].tolist()
@@ -177,11 +177,11 @@ def test_tensors_that_do_not_fit(device: str) -> None:
     problem = problem_of([300], FLOAT16, device)
     (span,) = problem.requests
     q, k, v = (x[span] for x in (problem.q, problem.k, problem.v))
-    indices, counts, slots = problem.indices, problem.counts, problem.tiles.row_slot
+    indices, counts, slots = problem.indices, problem.counts, problem.tiles.pattern_row
     attend: Callable[..., Tensor] = flash_attention_4.flash_attention_4
-    with pytest.raises(ValueError, match=r"row_slots must be \[3\]"):
+    with pytest.raises(ValueError, match=r"pattern_rows must be \[3\]"):
         attend(q, k, v, indices, counts, slots[:2], scale=1.0, out=q)
-    with pytest.raises(ValueError, match=r"indices must be \[slots, 1, width\]"):
+    with pytest.raises(ValueError, match=r"indices must be \[pattern rows, 1, width\]"):
         attend(q, k, v, indices.repeat(1, 2, 1), counts, slots, scale=1.0, out=q)
 
 
@@ -267,8 +267,8 @@ def test_the_same_bits_alone_and_in_a_batch(gqa_ratio: int, device: str) -> None
     first = -(-700 // BLOCK_SIZE)
     for name in ("q", "k", "v"):
         getattr(batch, name)[span] = getattr(alone, name)[single]
-    slots = batch.tiles.row_slot[first : first + rows].long()
-    own = alone.tiles.row_slot.long()
+    slots = batch.tiles.pattern_row[first : first + rows].long()
+    own = alone.tiles.pattern_row.long()
     batch.indices[slots, :, :rows] = alone.indices[own]
     batch.counts[slots] = alone.counts[own]
     expected = run(each_request, alone)[single]
@@ -281,7 +281,7 @@ def call_of(problem: Problem, out: Tensor) -> Callable[[], Tensor]:
     (span,) = problem.requests
     q, k, v = (x[span] for x in (problem.q, problem.k, problem.v))
     return lambda: flash_attention_4.flash_attention_4(
-        q, k, v, problem.indices, problem.counts, problem.tiles.row_slot,
+        q, k, v, problem.indices, problem.counts, problem.tiles.pattern_row,
         scale=problem.scale, out=out,
     )  # fmt: skip
 
@@ -301,7 +301,7 @@ def test_recorded_in_a_cuda_graph(gqa_ratio: int, device: str) -> None:
     for problem, result in zip((first, second), expected, strict=True):
         for name in ("q", "k", "v", "indices", "counts"):
             getattr(first, name).copy_(getattr(problem, name))
-        first.tiles.row_slot.copy_(problem.tiles.row_slot)
+        first.tiles.pattern_row.copy_(problem.tiles.pattern_row)
         out.zero_()
         graph.replay()
         assert torch.equal(out, result)

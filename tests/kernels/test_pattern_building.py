@@ -82,7 +82,7 @@ def built(case: tuple, device: str, lse: Tensor | None, q: Tensor, k: Tensor) ->
         select=select,
         scale=head_dim**-0.5,
         lse=lse,
-        row_slots=slots,
+        pattern_rows=slots,
         indices=indices,
         counts=counts,
     )
@@ -185,7 +185,7 @@ def test_memory_and_no_synchronisation_on_gpu() -> None:
             select=0.3,
             scale=0.125,
             lse=None,
-            row_slots=slots,
+            pattern_rows=slots,
             indices=indices,
             counts=counts,
         )
@@ -279,7 +279,7 @@ def test_arguments_are_checked(change: dict, message: str) -> None:
         "select": 0.3,
         "scale": 0.25,
         "lse": None,
-        "row_slots": torch.arange(3),
+        "pattern_rows": torch.arange(3),
         "indices": torch.zeros((3, 4, 3), dtype=torch.int16),
         "counts": torch.zeros((3, 4), dtype=torch.int32),
     }

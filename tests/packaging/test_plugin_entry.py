@@ -44,9 +44,12 @@ def test_register_imports_nothing_that_only_a_diffusion_model_needs(tmp_path: Pa
     assert run_program(program, tmp_path) == str(
         [
             "vllm_sparsed",
+            "vllm_sparsed.attention",
+            "vllm_sparsed.attention.registration",
             "vllm_sparsed.models",
             "vllm_sparsed.models.checkpoint_config",
             "vllm_sparsed.models.dream_tokenizer",
+            "vllm_sparsed.models.registry",
             "vllm_sparsed.plugin",
         ]
     )

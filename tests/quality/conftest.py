@@ -12,9 +12,9 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 from vllm import LLM
 
-from benchmarks.training.data import Encoder
-from benchmarks.training.model import Model, Shape, save_served_model
-from benchmarks.training.tokenizer import train_tokenizer
+from small_model.training.data import Encoder
+from small_model.training.model import Model, Shape, save_served_model
+from small_model.training.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="session")

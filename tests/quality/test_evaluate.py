@@ -30,8 +30,8 @@ from benchmarks.quality.settings import (
     sweep_settings,
 )
 from benchmarks.quality.similarity import read_overlaps
-from benchmarks.quality.tasks import TASKS
-from vllm_sparsed.parameters import request_parameters, server_settings
+from small_model.tasks import TASKS
+from vllm_sparsed.config.parameters import parse_server_settings, request_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 SPARSE = Setting(0.3, 0.2, 128)
@@ -138,7 +138,7 @@ def test_refuses_defaults(text: str) -> None:
 
 
 def test_defaults_are_the_servers() -> None:
-    parameters = request_parameters({}, server_settings({}, "low_confidence"))
+    parameters = request_parameters({}, parse_server_settings({}, "low_confidence"))
     by_length = [parameters.pattern_settings(length) for length in (4096, 1024)]
     asked = parse(["model"]).defaults
     assert [(setting.block_size, setting.select) for setting in asked] == by_length

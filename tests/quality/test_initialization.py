@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.nn.functional import embedding, rms_norm
 
-from benchmarks.training.initialization import (
+from small_model.training.initialization import (
     MATCHING_LAYERS,
     WINDOWS,
     align_forms,
     shape_attention,
 )
-from benchmarks.training.model import Model, Shape, _rotate
+from small_model.training.model import Model, Shape, _rotate
 
 SHAPE = Shape(512, n_layers=4)
 LENGTH, FIRST, MIDDLE = 256, 1, 128

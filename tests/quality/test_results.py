@@ -10,12 +10,13 @@ import torch
 from benchmarks.quality.answering import Answered
 from benchmarks.quality.cases import Case
 from benchmarks.quality.intervals import paired_difference, wilson_interval
-from benchmarks.quality.report import main_settings, report_folder, warnings
+from benchmarks.quality.report import report_folder, warnings
 from benchmarks.quality.results import (
     Record,
     Row,
     answers_path,
     asked_of_all,
+    main_settings,
     merged_records,
     read_records,
     record,

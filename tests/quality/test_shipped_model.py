@@ -11,10 +11,10 @@ from vllm import LLM
 from benchmarks.quality.answering import Asking, answer_cases
 from benchmarks.quality.cases import Case, make_cases
 from benchmarks.quality.settings import DENSE, Setting
-from benchmarks.quality.tasks import TASKS, is_correct
-from benchmarks.training.curriculum import STAGES
-from benchmarks.training.tokenizer import train_tokenizer
-from benchmarks.training.train import Settings
+from small_model.tasks import TASKS, is_correct
+from small_model.training.curriculum import STAGES
+from small_model.training.tokenizer import train_tokenizer
+from small_model.training.train import Settings
 
 MODEL = Path(__file__).resolve().parents[2] / "llada-retrieval-5m"
 LENGTH = 768

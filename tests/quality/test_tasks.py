@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.quality.tasks import (
+from small_model.tasks import (
     SPLITS,
     TASKS,
     Document,

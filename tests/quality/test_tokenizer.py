@@ -6,9 +6,9 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from benchmarks.quality.tasks import TASKS, Limits, make_document
-from benchmarks.training.data import Encoder
-from benchmarks.training.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE, train_tokenizer
+from small_model.tasks import TASKS, Limits, make_document
+from small_model.training.data import Encoder
+from small_model.training.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE, train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.reference.models import ReferenceModel
-from benchmarks.training.checkpoint import PART_BYTES, load_checkpoint
-from benchmarks.training.data import Stage
-from benchmarks.training.model import Model, Shape, save_served_model
-from benchmarks.training.optimizers import StackedMuon
-from benchmarks.training.train import SMOKE, Settings, Training, run
+from small_model.training.checkpoint import PART_BYTES, load_checkpoint
+from small_model.training.data import Stage
+from small_model.training.model import Model, Shape, save_served_model
+from small_model.training.optimizers import StackedMuon
+from small_model.training.train import SMOKE, Settings, Training, run
 from vllm_sparsed.models.checkpoint_config import LLaDAConfig, check_supported
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,7 +142,7 @@ def test_stops_after_some_minutes(tmp_path: Path, tokenizer_folder: Path) -> Non
 
 def test_ctrl_c_saves(tmp_path: Path) -> None:
     """To the whole process group, as a terminal sends it."""
-    command = [sys.executable, "-m", "benchmarks.training.train", "--output", tmp_path / "run"]
+    command = [sys.executable, "-m", "small_model.training.train", "--output", tmp_path / "run"]
     command += ["--smoke", "--device", "cpu", "--workers", "1", "--steps", "1000000"]
     process = subprocess.Popen(
         command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks.quality.tasks import Limits, make_document
-from benchmarks.training.batches import batch_source
-from benchmarks.training.curriculum import STAGES, Curriculum
-from benchmarks.training.data import (
+from small_model.tasks import Limits, make_document
+from small_model.training.batches import batch_source
+from small_model.training.curriculum import STAGES, Curriculum
+from small_model.training.data import (
     PADDING_WEIGHT,
     SMALLEST_RATIO,
     TASK_NAMES,
@@ -19,7 +19,7 @@ from benchmarks.training.data import (
     Stage,
     make_batch,
 )
-from benchmarks.training.tokenizer import training_text
+from small_model.training.tokenizer import training_text
 
 KEYS = Stage(4, 256, False, 0.5, (("multi_key", 1.0),))
 MIXED = Stage(16, 1024, True, 0.5, STAGES[-1].weights)
@@ -97,7 +97,7 @@ def test_a_conversation_reads_as_the_chat_template_writes_it(
 
 def test_weights_are_one_over_the_ratio(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     # Their answers weigh more.
-    monkeypatch.setattr("benchmarks.training.data.SINGLE_QUESTION", 0.0)
+    monkeypatch.setattr("small_model.training.data.SINGLE_QUESTION", 0.0)
     sums = [make_batch(encoder, 0, step, KEYS, 16).weights.sum() for step in range(40)]
     assert np.mean(sums) == pytest.approx(1.0, abs=0.05)
     batch = make_batch(encoder, 0, 0, KEYS, 16)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.training.data import TASK_NAMES, Encoder, Stage, make_batch
-from benchmarks.training.model import Model, Shape
-from benchmarks.training.optimizers import make_optimizers
-from benchmarks.training.update import Update
+from small_model.training.data import TASK_NAMES, Encoder, Stage, make_batch
+from small_model.training.model import Model, Shape
+from small_model.training.optimizers import make_optimizers
+from small_model.training.update import Update
 
 STAGE = Stage(3, 256, False, 0.5, (("multi_key", 0.5), ("report", 0.5)))
 

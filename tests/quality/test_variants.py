@@ -15,7 +15,7 @@ from benchmarks.quality.similarity import record_patterns
 from benchmarks.quality.variants import block_mask, install
 from benchmarks.reference.generate import Request, Step, generate_llada, output_tokens
 from benchmarks.reference.models import ReferenceModel
-from benchmarks.training.tokenizer import TURN_END
+from small_model.training.tokenizer import TURN_END
 from tests.quality.variant_reference import VariantSequence, kept_blocks
 
 ASKING = Asking(canvas=32, steps=32)
@@ -107,8 +107,8 @@ def patterns_by_step(llm: LLM, case: Case, setting: Setting) -> dict[int, torch.
     while llm.llm_engine.has_unfinished_requests():
         llm.llm_engine.step()
         for state in runner.requests.values():
-            if state.row_slots:
-                (rows,) = state.row_slots
+            if state.pattern_rows:
+                (rows,) = state.pattern_rows
                 lists, counts = runner.store.indices[:, rows], runner.store.counts[:, rows]
                 found[state.step - 1] = block_mask(lists, counts, len(rows)).transpose(1, 2)
     return found

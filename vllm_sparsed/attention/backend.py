@@ -8,7 +8,7 @@ from vllm.v1.attention.backend import AttentionBackend, AttentionType
 
 from vllm_sparsed.attention.implementation import SparsedAttentionImpl
 from vllm_sparsed.attention.metadata import SparsedMetadataBuilder
-from vllm_sparsed.plugin import BACKEND_NAME
+from vllm_sparsed.attention.registration import BACKEND_NAME
 
 
 class SparsedAttentionBackend(AttentionBackend):

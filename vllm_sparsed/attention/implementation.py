@@ -26,7 +26,7 @@ class PatternBuilder(Protocol):
         select: float,
         scale: float,
         lse: torch.Tensor | None,
-        row_slots: torch.Tensor,
+        pattern_rows: torch.Tensor,
         indices: torch.Tensor,
         counts: torch.Tensor,
     ) -> None: ...
@@ -117,7 +117,7 @@ class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
         if metadata.dense_bounds:
             lse = self._attend_densely(query, key, value, metadata, output)
             self._build_patterns(layer, query, key, metadata, lse)
-        if metadata.tiles or metadata.peer_sequences:
+        if metadata.tiles or metadata.fa4_sequences:
             assert metadata.store is not None
             index: int = layer.layer_index
             for tiles in metadata.tiles:
@@ -131,7 +131,7 @@ class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
                     scale=self.scale,
                     out=output,
                 )
-            for sequence in metadata.peer_sequences:
+            for sequence in metadata.fa4_sequences:
                 span = slice(sequence.start, sequence.end)
                 flash_attention_4(
                     query[span],
@@ -139,7 +139,7 @@ class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
                     value[span],
                     metadata.store.indices[index],
                     metadata.store.counts[index],
-                    sequence.row_slots,
+                    sequence.pattern_rows,
                     scale=self.scale,
                     out=output[span],
                 )
@@ -208,7 +208,7 @@ class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
                 select=build.select,
                 scale=self.scale,
                 lse=None if lse is None else lse[:, span],
-                row_slots=build.row_slots,
+                pattern_rows=build.pattern_rows,
                 indices=metadata.store.indices[index],
                 counts=metadata.store.counts[index],
             )

@@ -10,10 +10,10 @@ from vllm.config import VllmConfig
 from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
 from vllm.v1.kv_cache_interface import AttentionSpec
 
-from vllm_sparsed.attention.crossover import PeerKernel
 from vllm_sparsed.attention.pattern_store import PatternStore
+from vllm_sparsed.device_copy import to_device
 from vllm_sparsed.kernels.block_sparse_attention import QueryTiles
-from vllm_sparsed.worker.device_copy import to_device
+from vllm_sparsed.planning.crossover import FlashAttention4Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,14 @@ class SequencePhase:
         block_size: tokens of a pattern block; 0 in a dense sequence.
         select: share of the blocks that a row keeps, rho.
         builds: whether this is step t*.
-        row_slots: rows of the pattern store, one per query block.
+        pattern_rows: rows of the pattern store, one per query block.
     """
 
     canvas_len: int
     block_size: int = 0
     select: float = 1.0
     builds: bool = False
-    row_slots: Sequence[int] = ()
+    pattern_rows: Sequence[int] = ()
 
     @property
     def order(self) -> tuple[int, int]:
@@ -66,20 +66,20 @@ class PatternBuild:
     canvas_len: int
     block_size: int
     select: float
-    row_slots: torch.Tensor
+    pattern_rows: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class PeerSequence:
+class FlashAttention4Sequence:
     """One sparse sequence that FlashAttention 4 attends for: tokens [start, end) of the batch.
 
     Attributes:
-        row_slots: int32 [query blocks] on the device, its rows of the pattern store.
+        pattern_rows: int32 [query blocks] on the device, its rows of the pattern store.
     """
 
     start: int
     end: int
-    row_slots: torch.Tensor
+    pattern_rows: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class SparsedMetadata:
         tiles: query blocks of the sparse sequences, one entry per block size, those shorter than
             a block apart.
         store: where patterns are written to and read from.
-        peer_sequences: the sparse sequences that are not in `tiles`.
+        fa4_sequences: the sparse sequences that are not in `tiles`.
     """
 
     num_tokens: int
@@ -105,7 +105,7 @@ class SparsedMetadata:
     builds: tuple[PatternBuild, ...]
     tiles: tuple[QueryTiles, ...]
     store: PatternStore | None
-    peer_sequences: tuple[PeerSequence, ...] = ()
+    fa4_sequences: tuple[FlashAttention4Sequence, ...] = ()
 
     @property
     def num_dense_tokens(self) -> int:
@@ -116,7 +116,7 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
     """Splits a batch into its dense span and its sparse sequences.
 
     Attributes:
-        peer: FlashAttention 4, for the sequences for which it is chosen.
+        fa4: FlashAttention 4, for the sequences for which it is chosen.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
         device: torch.device,
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self.peer: PeerKernel | None = None
+        self.fa4: FlashAttention4Range | None = None
 
     def build(
         self,
@@ -150,7 +150,7 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
 
         num_dense = sum(1 for phase in phases if phase.order < (2, 0))
         sparse = list(zip(bounds, phases, strict=True))[num_dense:]
-        by_peer = [self._by_peer(start, end, phase) for (start, end), phase in sparse]
+        by_fa4 = [self._by_fa4(start, end, phase) for (start, end), phase in sparse]
         builds = tuple(
             PatternBuild(
                 start=start,
@@ -158,7 +158,9 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
                 canvas_len=phase.canvas_len,
                 block_size=phase.block_size,
                 select=phase.select,
-                row_slots=torch.tensor(phase.row_slots, dtype=torch.int32, device=self.device),
+                pattern_rows=torch.tensor(
+                    phase.pattern_rows, dtype=torch.int32, device=self.device
+                ),
             )
             for (start, end), phase in zip(bounds, phases, strict=True)
             if phase.builds
@@ -169,19 +171,19 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
             dense_start_loc=common_attn_metadata.query_start_loc[: num_dense + 1],
             max_dense_len=max((end - start for start, end in bounds[:num_dense]), default=0),
             builds=builds,
-            tiles=self._tiles([x for x, other in zip(sparse, by_peer, strict=True) if not other]),
+            tiles=self._tiles([x for x, other in zip(sparse, by_fa4, strict=True) if not other]),
             store=getattr(common_attn_metadata, "store", None),
-            peer_sequences=tuple(
-                PeerSequence(
-                    start, end, to_device(np.array(phase.row_slots, dtype=np.int32), self.device)
+            fa4_sequences=tuple(
+                FlashAttention4Sequence(
+                    start, end, to_device(np.array(phase.pattern_rows, dtype=np.int32), self.device)
                 )
-                for ((start, end), phase), other in zip(sparse, by_peer, strict=True)
+                for ((start, end), phase), other in zip(sparse, by_fa4, strict=True)
                 if other
             ),
         )
 
-    def _by_peer(self, start: int, end: int, phase: SequencePhase) -> bool:
-        return self.peer is not None and self.peer.chosen(end - start, phase.block_size)
+    def _by_fa4(self, start: int, end: int, phase: SequencePhase) -> bool:
+        return self.fa4 is not None and self.fa4.chosen(end - start, phase.block_size)
 
     def _tiles(
         self, sequences: Sequence[tuple[tuple[int, int], SequencePhase]]
@@ -191,7 +193,7 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
         groups: dict[tuple[int, bool], list[tuple[int, int, Sequence[int]]]] = {}
         for (start, end), phase in sequences:
             key = (phase.block_size, end - start < phase.block_size)
-            groups.setdefault(key, []).append((start, end - start, phase.row_slots))
+            groups.setdefault(key, []).append((start, end - start, phase.pattern_rows))
         return tuple(
             QueryTiles.build(
                 [start for start, _, _ in group],

@@ -12,7 +12,7 @@ from vllm.v1.attention.backend import AttentionBackend, AttentionType
 from vllm.v1.attention.selector import get_attn_backend
 from vllm.v1.kv_cache_interface import KVCacheSpec
 
-from vllm_sparsed.plugin import BACKEND_NAME
+from vllm_sparsed.attention.registration import BACKEND_NAME
 
 
 class BidirectionalAttention(Attention):

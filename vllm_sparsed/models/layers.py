@@ -262,11 +262,9 @@ class MaskedDiffusionModel(nn.Module, SupportsQuant):
     """A bidirectional language model that predicts the tokens behind masks.
 
     Attributes:
-        decoding_alg: `diffusion_alg` of a request that names none.
         logit_shift: whether row p of the logits predicts position p + 1.
     """
 
-    decoding_alg: ClassVar[str]
     logit_shift: ClassVar[bool]
 
     packed_modules_mapping: ClassVar[dict[str, list[str]]] = {

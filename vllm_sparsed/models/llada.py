@@ -12,7 +12,6 @@ from vllm_sparsed.models.layers import STACKED_PROJECTIONS, MaskedDiffusionModel
 class LLaDAModelLM(MaskedDiffusionModel):
     """LLaDA: row p of the logits predicts position p; semi-autoregressive decoding."""
 
-    decoding_alg: ClassVar[str] = "low_confidence"
     logit_shift: ClassVar[bool] = False
 
     # The checkpoint has OLMo's names. `ff_out` is the head outside the blocks, the down

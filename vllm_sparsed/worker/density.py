@@ -7,9 +7,9 @@ import numpy.typing as npt
 import torch
 
 from vllm_sparsed.attention.pattern_store import PatternStore
+from vllm_sparsed.device_copy import to_device
 from vllm_sparsed.logger import init_logger
-from vllm_sparsed.metrics import StepCounters
-from vllm_sparsed.worker.device_copy import to_device
+from vllm_sparsed.scheduling.metrics import StepCounters
 from vllm_sparsed.worker.request_state import RequestState
 
 logger = init_logger(__name__)
@@ -19,7 +19,7 @@ def kept_blocks(building: Sequence[RequestState], store: PatternStore) -> torch.
     """int64 [requests] on the device: key blocks that new patterns keep, over layers and heads."""
     kept = []
     for state in building:
-        rows = np.concatenate(state.row_slots).astype(np.int64)
+        rows = np.concatenate(state.pattern_rows).astype(np.int64)
         counts = store.counts[:, to_device(rows, store.counts.device)]
         kept.append(counts.sum(dtype=torch.int64))
     return torch.stack(kept)
@@ -35,8 +35,8 @@ def report_density(
     num_layers, _, num_heads = store.counts.shape
     for state, kept_by_request in zip(building, kept.tolist(), strict=True):
         plan = state.plan
-        num_blocks = plan.pattern_rows // plan.num_sequences
-        candidates = plan.pattern_rows * num_blocks * num_layers * num_heads
+        num_blocks = plan.num_pattern_rows // plan.num_sequences
+        candidates = plan.num_pattern_rows * num_blocks * num_layers * num_heads
         logger.debug(
             "Request %s: density %.4f over %d x %d blocks of %d tokens",
             state.request_id,

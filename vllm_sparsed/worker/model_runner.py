@@ -1,38 +1,37 @@
 """Runs the denoising steps: forward passes, decisions, tokens out."""
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 from vllm.config import VllmConfig, get_layers_from_vllm_config
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import set_forward_context
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.sequence import IntermediateTensors
-from vllm.tasks import SupportedTask
 from vllm.utils.mem_utils import DeviceMemoryProfiler, format_gib
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
-from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, DraftTokenIds, ModelRunnerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 
 from vllm_sparsed.attention.pattern_store import PatternStore
+from vllm_sparsed.config.parameter_table import BLOCK_SIZE_BY_LENGTH, SELECT_BY_LENGTH
+from vllm_sparsed.config.settings import engine_settings
 from vllm_sparsed.decoding.batch_decoder import BatchDecoder, DecodeRows
+from vllm_sparsed.device_copy import to_device
 from vllm_sparsed.logger import init_logger
-from vllm_sparsed.metrics import StepCounters
-from vllm_sparsed.parameter_table import BLOCK_SIZE_BY_LENGTH, SELECT_BY_LENGTH
-from vllm_sparsed.settings import engine_settings
+from vllm_sparsed.scheduling.metrics import StepCounters
 from vllm_sparsed.worker.cuda_graphs import CudaGraph, PassGraphs, Recorder
 from vllm_sparsed.worker.density import kept_blocks, report_density
-from vllm_sparsed.worker.device_copy import to_device
+from vllm_sparsed.worker.memory_errors import fits_in_memory
 from vllm_sparsed.worker.packing import BatchPacker, PackedBatch, PackedSequence
 from vllm_sparsed.worker.request_state import RequestState
-from vllm_sparsed.worker.startup import fits_in_memory
+from vllm_sparsed.worker.runner_interface import RunnerInterface
 from vllm_sparsed.worker.step_rows import StepRows, hidden_rows
 from vllm_sparsed.worker.token_buffer import TokenBuffer
 
@@ -45,29 +44,19 @@ END_OF_TURN = "<|eot_id|>"
 """LLaDA's end-of-turn token, which `confidence_eos_eot_inf` decides last, like the end of text."""
 
 
-class DenoisingModelRunner:
+class DenoisingModelRunner(RunnerInterface):
     """Device-agnostic runner of bidirectional diffusion language models.
 
     One engine step is one denoising step of every scheduled request over its whole sequence.
     Nothing is kept on the device between steps but the block patterns.
     """
 
-    is_pooling_model = False
-    supports_mm_inputs = False
-    lora_config = None
-    speculative_config = None
-
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
-        self.vllm_config = vllm_config
-        self.model_config = vllm_config.model_config
-        self.load_config = vllm_config.load_config
+        super().__init__(vllm_config)
         self.device = device
         self.settings = engine_settings(vllm_config)
-        self.kv_caches: list[torch.Tensor] = []
-        self.model_memory_usage = 0
         self.requests: dict[str, RequestState] = {}
         self.store: PatternStore | None = None
-        self.model: Any = None
         self.packer: BatchPacker
         self.decoder: BatchDecoder
         self.graphs: PassGraphs | None = None
@@ -169,7 +158,7 @@ class DenoisingModelRunner:
         for request_id in gone:
             state = self.requests.pop(request_id, None)
             if state is not None and self.store is not None:
-                for rows in state.row_slots:
+                for rows in state.pattern_rows:
                     self.store.release(rows)
         for data in scheduler_output.scheduled_new_reqs:
             self.requests[data.req_id] = RequestState.from_request(data, self.settings)
@@ -288,64 +277,16 @@ class DenoisingModelRunner:
 
     def _allocate_patterns(self, state: RequestState) -> None:
         assert self.store is not None
-        rows = state.plan.pattern_rows // state.plan.num_sequences
-        state.row_slots = [self.store.allocate(rows) for _ in range(state.plan.num_sequences)]
-
-    # What vLLM's worker asks of a runner, where denoising has little or nothing to answer.
-
-    def get_model(self) -> nn.Module:
-        model: nn.Module = self.model
-        return model
-
-    def get_draft_model(self) -> nn.Module | None:
-        return None
-
-    def get_supported_tasks(self) -> tuple[SupportedTask, ...]:
-        return ("generate",)
-
-    def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
-        return {}
-
-    def sample_tokens(self, grammar_output: object) -> ModelRunnerOutput:
-        raise RuntimeError("a denoising step decides its tokens in execute_model")
-
-    def take_draft_token_ids(self) -> DraftTokenIds | None:
-        return None
+        rows = state.plan.num_pattern_rows // state.plan.num_sequences
+        state.pattern_rows = [self.store.allocate(rows) for _ in range(state.plan.num_sequences)]
 
     def update_max_model_len(self, max_model_len: int) -> None:
         self.settings = engine_settings(self.vllm_config)
 
-    def reload_weights(
-        self,
-        weights_iterator: Iterable[tuple[str, torch.Tensor]] | None = None,
-        weights_path: str | None = None,
-        is_checkpoint_format: bool = True,
-    ) -> None:
-        """Load weights again, into the same parameters; see vLLM's function of that name."""
-        from vllm.model_executor.model_loader.reload.inplace import reload_weights
-
-        reload_weights(
-            self.vllm_config, self.model, weights_iterator, weights_path, is_checkpoint_format
-        )
-        self._weights_replaced()
-
-    def reset_lora_state(self) -> None:
-        """There is none; vLLM calls this after a transfer of weights."""
-        self._weights_replaced()
-
-    def _weights_replaced(self) -> None:
+    def weights_replaced(self) -> None:
         if self.graphs is not None:
             # Quantized weights may have new places.
             self.graphs.clear()
-
-    def reset_mm_cache(self) -> None:
-        """No multi-modal inputs."""
-
-    def reset_encoder_cache(self) -> None:
-        """No encoder."""
-
-    def get_encoder_timing_stats(self) -> dict[str, dict[str, float | int]]:
-        return {}
 
     def shutdown(self) -> None:
         """Free the device's memory."""

@@ -13,10 +13,10 @@ from vllm.config import VllmConfig, get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec
 
-from vllm_sparsed.attention.crossover import PeerKernel
 from vllm_sparsed.attention.metadata import DenoisingAttentionMetadata, SequencePhase
 from vllm_sparsed.attention.pattern_store import PatternStore
-from vllm_sparsed.worker.device_copy import to_device
+from vllm_sparsed.device_copy import to_device
+from vllm_sparsed.planning.crossover import FlashAttention4Range
 from vllm_sparsed.worker.request_state import RequestState
 
 PackedSequence = tuple[RequestState, int]
@@ -71,9 +71,9 @@ class BatchPacker:
         self._device = device
         self._last: dict[int, tuple[list[tuple[int, int]], PackedBatch]] = {}
 
-    def use_peer(self, peer: PeerKernel | None) -> None:
+    def use_flash_attention_4(self, fa4: FlashAttention4Range | None) -> None:
         """From now on let FlashAttention 4 attend where it is chosen; None: nowhere."""
-        self._builder.peer = peer
+        self._builder.fa4 = fa4
         self._last.clear()
 
     def pack(self, sequences: Sequence[PackedSequence], pass_index: int) -> PackedBatch:

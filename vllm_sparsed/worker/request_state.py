@@ -8,11 +8,11 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import NewRequestData
 
 from vllm_sparsed.attention.metadata import SequencePhase
+from vllm_sparsed.config.settings import EngineSettings
 from vllm_sparsed.decoding import DECODERS
 from vllm_sparsed.decoding.protocol import Decoder
 from vllm_sparsed.decoding.rng import signed
-from vllm_sparsed.request_plan import RequestPlan, plan_request
-from vllm_sparsed.settings import EngineSettings
+from vllm_sparsed.planning.request_plan import RequestPlan, plan_request
 
 Tokens = npt.NDArray[np.int32]
 
@@ -32,7 +32,7 @@ class RequestState:
         candidates: positions that may be unmasked in this step, ascending: the masked ones of the
             current block. A mask token inside the prompt is decided with the first block.
         num_sent: canvas tokens already handed to the client.
-        row_slots: rows of the pattern store of each sequence, empty until the patterns are built.
+        pattern_rows: of the pattern store, per sequence; empty until the patterns are built.
     """
 
     request_id: str
@@ -49,7 +49,7 @@ class RequestState:
     block_step: int = 0
     block_masks: int = 0
     candidates: npt.NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
-    row_slots: list[list[int]] = field(default_factory=list)
+    pattern_rows: list[list[int]] = field(default_factory=list)
 
     @classmethod
     def from_request(cls, data: NewRequestData, settings: EngineSettings) -> "RequestState":
@@ -104,7 +104,7 @@ class RequestState:
             block_size=plan.block_size,
             select=plan.select,
             builds=self.builds_patterns(),
-            row_slots=self.row_slots[sequence],
+            pattern_rows=self.pattern_rows[sequence],
         )
 
     def sequence_tokens(self, sequence: int) -> Tokens:

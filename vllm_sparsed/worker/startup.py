@@ -1,11 +1,7 @@
 """What a worker does between loading the model and serving: measure memory, compile kernels."""
 
-from __future__ import annotations
-
-import contextlib
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,27 +13,15 @@ from vllm_sparsed.kernels import block_sparse_attention, pattern_building
 from vllm_sparsed.kernels.block_sparse_attention import flash_attention_4
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.worker.cuda_graphs import MAX_GRAPHS, PassGraphs
+from vllm_sparsed.worker.memory_errors import ADVICE, StartupError, fits_in_memory
+from vllm_sparsed.worker.model_runner import DenoisingModelRunner
 from vllm_sparsed.worker.packing import PackedBatch
-
-if TYPE_CHECKING:
-    from vllm_sparsed.worker.model_runner import DenoisingModelRunner
 
 logger = init_logger(__name__)
 
 _CPU_SEQUENCE: Final = 1024
 """Sequence length of the memory measurement on CPUs, where attention needs no memory of its own
 but a full-length pass would take minutes."""
-
-
-_ADVICE: Final = (
-    "Lower --max-model-len and --max-num-batched-tokens, raise --gpu-memory-utilization, add "
-    "--tensor-parallel-size or --quantization fp8, or make the pattern store smaller "
-    "(sparsed.select, sparsed.max_canvas, a larger sparsed.block_size)."
-)
-
-
-class StartupError(RuntimeError):
-    """The configuration cannot run on this machine; says what to change."""
 
 
 def measure_memory(runner: DenoisingModelRunner, limit_bytes: int | None) -> int:
@@ -80,25 +64,8 @@ def measure_memory(runner: DenoisingModelRunner, limit_bytes: int | None) -> int
     )
     if limit_bytes is not None and peak > limit_bytes:
         needs = f"needs {format_gib(peak)} GiB of {format_gib(limit_bytes)} GiB allowed"
-        raise StartupError(f"{batch} {needs}. {_ADVICE}")
+        raise StartupError(f"{batch} {needs}. {ADVICE}")
     return peak
-
-
-@contextlib.contextmanager
-def fits_in_memory(what: str) -> Iterator[None]:
-    """Say what to change where the block runs out of memory.
-
-    Raises:
-        StartupError: it did; names `what` as that which does not fit.
-    """
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise StartupError(f"{what} does not fit in memory. {_ADVICE}") from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
-            raise
-        raise StartupError(f"{what} does not fit in memory. {_ADVICE}") from error
 
 
 def _largest_batch(runner: DenoisingModelRunner) -> None:
@@ -111,16 +78,16 @@ def _largest_batch(runner: DenoisingModelRunner) -> None:
         longest = min(longest, _CPU_SEQUENCE)
     lengths = _lengths(total, longest)
     phases = [SequencePhase(canvas_len=length) for length in lengths]
-    row_slots: list[int] = []
+    pattern_rows: list[int] = []
     if runner.store is not None:
         block_size, select = settings.server.defaults.pattern_settings(longest)
-        row_slots = runner.store.allocate(-(-longest // block_size))
+        pattern_rows = runner.store.allocate(-(-longest // block_size))
         phases[-1] = SequencePhase(
             canvas_len=min(longest, settings.server.sparsed_max_canvas or longest),
             block_size=block_size,
             select=select,
             builds=True,
-            row_slots=row_slots,
+            pattern_rows=pattern_rows,
         )
     # Where the halves of guided requests take turns, the first ones' hidden states and room for the
     # others' are kept while these run.
@@ -134,7 +101,7 @@ def _largest_batch(runner: DenoisingModelRunner) -> None:
     finally:
         del kept
         if runner.store is not None:
-            runner.store.release(row_slots)
+            runner.store.release(pattern_rows)
 
     # Every position may be a candidate; two chunks of logits show the peak of any number of them.
     hidden = output[torch.arange(total, device=runner.device)]
@@ -246,10 +213,10 @@ def compile_kernels(runner: DenoisingModelRunner) -> None:
             index_dtype=runner.store.indices.dtype,
         )
     logger.info("Compiled the sparse kernels in %.1f s", time.perf_counter() - started)
-    peer = settings.crossover.costs.peer if settings.crossover else None
-    if peer is None or peer.block_size not in block_sizes:
+    fa4 = settings.crossover.costs.fa4 if settings.crossover else None
+    if fa4 is None or fa4.block_size not in block_sizes:
         return
-    if settings.max_model_len < peer.min_tokens:
+    if settings.max_model_len < fa4.min_tokens:
         return
     started = time.perf_counter()
     try:
@@ -266,12 +233,12 @@ def compile_kernels(runner: DenoisingModelRunner) -> None:
         # Packages fail to import, compile or run in many ways; ours serves every request.
         logger.warning("FlashAttention 4 is installed but not used: %s", error)
         return
-    runner.packer.use_peer(peer)
+    runner.packer.use_flash_attention_4(fa4)
     logger.info(
         "FlashAttention 4 attends for sparse requests of %d to %d tokens, blocks of %d; compiled "
         "in %.1f s",
-        peer.min_tokens,
-        peer.max_tokens,
-        peer.block_size,
+        fa4.min_tokens,
+        fa4.max_tokens,
+        fa4.block_size,
         time.perf_counter() - started,
     )

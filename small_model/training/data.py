@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from benchmarks.quality.tasks import TASKS, Document, Limits, make_document
-from benchmarks.training.tokenizer import END, HEADER_END, HEADER_START, MASK, START, TURN_END
+from small_model.tasks import TASKS, Document, Limits, make_document
+from small_model.training.tokenizer import END, HEADER_END, HEADER_START, MASK, START, TURN_END
 
 LONGEST_CANVAS: Final = 64  # tokens of the last answer with its padding
 LONGEST_GAP: Final = 4  # padding after any other answer

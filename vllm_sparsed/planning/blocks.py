@@ -53,7 +53,7 @@ def plan_blocks(
     return tuple(blocks)
 
 
-def dense_steps(total_steps: int, skip: float) -> int:
+def pattern_step(total_steps: int, skip: float) -> int:
     """Return t*, the last step with full attention, in which the patterns are built.
 
     Steps 0 .. t* are dense, later ones sparse (SparseD, arXiv 2509.24014, its `skip`).

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from vllm_sparsed.attention.crossover import Crossover
-from vllm_sparsed.attention.kernel_costs import attention_costs, peer_kernel
 from vllm_sparsed.attention.pattern_store import PatternStoreSize
+from vllm_sparsed.attention.registration import BACKEND_NAME
+from vllm_sparsed.config.parameter_table import SHORT_CONTEXT
+from vllm_sparsed.config.parameters import ServerSettings, parse_server_settings
 from vllm_sparsed.kernels.pattern_building import pattern_width
-from vllm_sparsed.parameter_table import SHORT_CONTEXT
-from vllm_sparsed.parameters import ServerSettings, server_settings
-from vllm_sparsed.plugin import BACKEND_NAME, DEFAULT_ALGORITHMS
+from vllm_sparsed.models.registry import MODELS
+from vllm_sparsed.planning.crossover import Crossover
+from vllm_sparsed.planning.kernel_costs import attention_costs, fa4_range
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -55,12 +56,12 @@ def uses_sparse_backend(vllm_config: "VllmConfig") -> bool:
     return backend is not None and backend.name == BACKEND_NAME
 
 
-def request_settings(vllm_config: "VllmConfig") -> ServerSettings:
+def server_settings(vllm_config: "VllmConfig") -> ServerSettings:
     """Defaults and limits of the request parameters; a dense backend switches sparsity off."""
     additional = vllm_config.additional_config
     architecture = vllm_config.model_config.architecture
-    server = server_settings(
-        additional if isinstance(additional, dict) else {}, DEFAULT_ALGORITHMS[architecture]
+    server = parse_server_settings(
+        additional if isinstance(additional, dict) else {}, MODELS[architecture].algorithm
     )
     if uses_sparse_backend(vllm_config):
         return server
@@ -68,7 +69,7 @@ def request_settings(vllm_config: "VllmConfig") -> ServerSettings:
 
 
 def engine_settings(vllm_config: "VllmConfig") -> EngineSettings:
-    server = request_settings(vllm_config)
+    server = server_settings(vllm_config)
     scheduler_config = vllm_config.scheduler_config
     max_batch_tokens = (
         scheduler_config.max_num_scheduled_tokens or scheduler_config.max_num_batched_tokens
@@ -103,8 +104,8 @@ def _crossover(
     major, minor = capability
     ratio = num_heads // model_config.get_total_num_kv_heads()
     dtype = model_config.dtype
-    peer = peer_kernel((major, minor), head_dim, dtype, ratio, flash_attention_4)
-    costs = attention_costs((major, minor), head_dim, dtype, heads_per_kv_head=ratio, peer=peer)
+    fa4 = fa4_range((major, minor), head_dim, dtype, ratio, flash_attention_4)
+    costs = attention_costs((major, minor), head_dim, dtype, heads_per_kv_head=ratio, fa4=fa4)
     return Crossover(costs, num_heads, head_dim)
 
 

@@ -7,7 +7,7 @@ from vllm_sparsed.logger import init_logger
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
 
-    from vllm_sparsed.parameters import ServerSettings
+    from vllm_sparsed.config.parameters import ServerSettings
 
 logger = init_logger(__name__)
 

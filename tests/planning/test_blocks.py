@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_sparsed.decoding import DECODERS
-from vllm_sparsed.decoding.schedule import Block, dense_steps, plan_blocks
+from vllm_sparsed.planning.blocks import Block, pattern_step, plan_blocks
 
 LLADA = ("low_confidence", "random")
 DREAM = ("maskgit_plus", "topk_margin", "entropy")
@@ -73,8 +73,8 @@ def test_plan_blocks_refuses(bad) -> None:
 @pytest.mark.parametrize(
     ("total", "skip", "step"), [(64, 0.2, 13), (64, 0.0, 1), (10, 0.99, 10), (1, 0.5, 1)]
 )
-def test_dense_steps(total: int, skip: float, step: int) -> None:
-    assert dense_steps(total, skip) == step
+def test_pattern_step(total: int, skip: float, step: int) -> None:
+    assert pattern_step(total, skip) == step
 
 
 @pytest.mark.parametrize("name", LLADA)

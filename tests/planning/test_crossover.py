@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.sampling_params import SamplingParams
 
-from vllm_sparsed.attention.crossover import (
+from vllm_sparsed.attention.pattern_store import PatternStoreSize
+from vllm_sparsed.config.parameters import parse_server_settings
+from vllm_sparsed.config.settings import EngineSettings
+from vllm_sparsed.planning.crossover import (
     LONG,
     AttentionCosts,
     Crossover,
     KernelCost,
     Prediction,
 )
-from vllm_sparsed.attention.kernel_costs import FLASH_ATTENTION_4, PORTABLE, attention_costs
-from vllm_sparsed.attention.pattern_store import PatternStoreSize
-from vllm_sparsed.parameters import server_settings
-from vllm_sparsed.request_plan import RequestPlan, plan_request
-from vllm_sparsed.settings import EngineSettings
+from vllm_sparsed.planning.kernel_costs import FLASH_ATTENTION_4, PORTABLE, attention_costs
+from vllm_sparsed.planning.request_plan import RequestPlan, plan_request
 
 HOPPER = Crossover(attention_costs((9, 0), 128, torch.bfloat16), num_heads=32, head_dim=128)
 
@@ -83,8 +83,8 @@ def test_what_is_chosen_was_never_slower_than_dense(
 ) -> None:
     ratio = heads // kv_heads
     entry = FLASH_ATTENTION_4[(9, 0), 128, ratio]
-    for peer in (None, entry):
-        costs = attention_costs((9, 0), 128, torch.bfloat16, heads_per_kv_head=ratio, peer=peer)
+    for fa4 in (None, entry):
+        costs = attention_costs((9, 0), 128, torch.bfloat16, heads_per_kv_head=ratio, fa4=fa4)
         for block_size, (sparse, build) in by_block.items():
             times = Crossover(costs, heads, 128).predict(length, 1024, block_size, 0.3)
             build = times.build * 1e3 if build is None else build
@@ -206,7 +206,7 @@ BY_BLOCK = dict.fromkeys((16, 32, 64, 128), EVEN)
 
 def make_settings(crossover: Crossover | None, **sparsed: Any) -> EngineSettings:
     return EngineSettings(
-        server=server_settings({"sparsed": sparsed}, "low_confidence"),
+        server=parse_server_settings({"sparsed": sparsed}, "low_confidence"),
         max_model_len=65536,
         max_batch_tokens=65536,
         mask_token_id=0,
@@ -225,11 +225,11 @@ def plan(prompt_len: int, settings: EngineSettings, **extra_args: Any) -> Reques
 
 def test_a_short_request_stays_dense_and_takes_no_pattern_rows() -> None:
     short = plan(400, make_settings(HOPPER))
-    assert (short.pattern_step, short.pattern_rows) == (-1, 0)
+    assert (short.pattern_step, short.num_pattern_rows) == (-1, 0)
     assert not any(short.is_sparse_step(step) for step in range(short.num_steps))
     assert short.attention.startswith("dense, as predicted to be faster: 101 steps of ")
     long = plan(30000, make_settings(HOPPER))
-    assert (long.pattern_step, long.pattern_rows) == (26, 236)
+    assert (long.pattern_step, long.num_pattern_rows) == (26, 236)
     assert long.attention.startswith("sparse, as predicted to be faster: 101 steps of ")
 
 
@@ -242,7 +242,7 @@ def test_sparse_at_any_length_where_asked_for(where: str) -> None:
     else:
         found = plan(400, make_settings(None))
     assert found.pattern_step > 0
-    assert (found.block_size, found.select, found.pattern_rows) == (32, 0.5, 17)
+    assert (found.block_size, found.select, found.num_pattern_rows) == (32, 0.5, 17)
     assert found.attention.startswith("sparse in ")
     assert found.attention.endswith(" steps, as asked")
 

@@ -13,10 +13,10 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreEventType
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_sparsed.config.settings import engine_settings
 from vllm_sparsed.logger import init_logger
-from vllm_sparsed.metrics import StepCounters
-from vllm_sparsed.request_plan import RequestPlan, plan_request
-from vllm_sparsed.settings import engine_settings
+from vllm_sparsed.planning.request_plan import RequestPlan, plan_request
+from vllm_sparsed.scheduling.metrics import StepCounters
 
 logger = init_logger(__name__)
 
@@ -144,7 +144,7 @@ class DenoisingScheduler(Scheduler):
         plans = [self._progress[request.request_id].plan for request in self.running]
         free_tokens = self.settings.max_batch_tokens - sum(p.reserved_tokens for p in plans)
         free_rows = self.settings.store.num_rows if self.settings.store else 0
-        free_rows -= sum(plan.pattern_rows for plan in plans)
+        free_rows -= sum(plan.num_pattern_rows for plan in plans)
 
         admitted: list[Request] = []
         while self.waiting and len(self.running) < self.max_num_active_reqs:
@@ -155,10 +155,10 @@ class DenoisingScheduler(Scheduler):
             if progress is None:
                 progress = self._plan(request)
             plan = progress.plan
-            if plan.reserved_tokens > free_tokens or plan.pattern_rows > free_rows:
+            if plan.reserved_tokens > free_tokens or plan.num_pattern_rows > free_rows:
                 break
             free_tokens -= plan.reserved_tokens
-            free_rows -= plan.pattern_rows
+            free_rows -= plan.num_pattern_rows
             self.waiting.pop_request()
             self.deferred_waiting.discard(request)
             if request.prefill_stats and request.num_preemptions == 0:

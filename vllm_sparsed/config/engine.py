@@ -12,28 +12,28 @@ from vllm.config.vllm import OptimizationLevel
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from vllm_sparsed.generation_defaults import set_generation_defaults
-from vllm_sparsed.kernels.block_selection import MAX_BLOCKS
-from vllm_sparsed.kernels.block_sparse_attention import BLOCK_SIZES, flash_attention_4
-from vllm_sparsed.logger import init_logger
-from vllm_sparsed.metrics import COUNTERS_KEY, export_step_counters, make_counters_folder
-from vllm_sparsed.models.checkpoint_config import check_supported
-from vllm_sparsed.parameters import ServerSettings
-from vllm_sparsed.request_check import request_check_name
-from vllm_sparsed.settings import (
+from vllm_sparsed.config.generation_defaults import set_generation_defaults
+from vllm_sparsed.config.parameters import ServerSettings
+from vllm_sparsed.config.request_check import request_check_name
+from vllm_sparsed.config.settings import (
     CAPABILITY_KEY,
     FLASH_ATTENTION_4_KEY,
     GRAPH_TOKENS_KEY,
-    request_settings,
+    server_settings,
     uses_sparse_backend,
 )
+from vllm_sparsed.kernels.block_selection import MAX_BLOCKS
+from vllm_sparsed.kernels.block_sparse_attention import BLOCK_SIZES, flash_attention_4
+from vllm_sparsed.logger import init_logger
+from vllm_sparsed.models.checkpoint_config import check_supported
+from vllm_sparsed.scheduling.metrics import COUNTERS_KEY, export_step_counters, make_counters_folder
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 logger = init_logger(__name__)
 
-SCHEDULER: Final = "vllm_sparsed.scheduler.DenoisingScheduler"
+SCHEDULER: Final = "vllm_sparsed.scheduling.scheduler.DenoisingScheduler"
 CPU_WORKER: Final = "vllm_sparsed.worker.cpu_worker.DenoisingCPUWorker"
 GPU_WORKER: Final = "vllm_sparsed.worker.gpu_worker.DenoisingGPUWorker"
 
@@ -57,7 +57,7 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
         _refuse_unsupported(vllm_config)
         model_config = vllm_config.model_config
         scheduler_config = vllm_config.scheduler_config
-        server = request_settings(vllm_config)
+        server = server_settings(vllm_config)
         _check_sparse_attention(vllm_config, server)
 
         vllm_config.parallel_config.worker_cls = (

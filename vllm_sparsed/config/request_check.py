@@ -17,9 +17,9 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
     LogitsProcessor as LogitsProcessorV2,
 )
 
-from vllm_sparsed.metrics import export_step_counters
-from vllm_sparsed.parameter_table import shown
-from vllm_sparsed.parameters import ParameterError, ServerSettings, request_parameters
+from vllm_sparsed.config.parameter_table import shown
+from vllm_sparsed.config.parameters import ParameterError, ServerSettings, request_parameters
+from vllm_sparsed.scheduling.metrics import export_step_counters
 
 _PREFIX: Final = "RequestCheck_"
 

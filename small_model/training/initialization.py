@@ -15,7 +15,7 @@ from typing import Final
 
 import torch
 
-from benchmarks.training.model import Model
+from small_model.training.model import Model
 
 EMBEDDING_STD: Final = 0.02
 WINDOWS: Final = ((-1, 0), (-3, 1), (-8, 2), (2, 1))

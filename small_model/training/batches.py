@@ -8,8 +8,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.training.curriculum import MOST_SEQUENCES, Curriculum
-from benchmarks.training.data import Batch, Encoder, Stage, make_batch
+from small_model.training.curriculum import MOST_SEQUENCES, Curriculum
+from small_model.training.data import Batch, Encoder, Stage, make_batch
 
 _encoder: Encoder | None = None
 

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Final
 
-from benchmarks.training.data import TASK_NAMES, Stage
+from small_model.training.data import TASK_NAMES, Stage
 
 PASS_RATE: Final = 0.9  # exact match on fully masked answers, of every task, to move on
 MIN_ANSWERS: Final = 30  # fully masked ones of each task that a verdict needs

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from benchmarks.training.data import TASK_NAMES, Batch
-from benchmarks.training.model import Model
+from small_model.training.data import TASK_NAMES, Batch
+from small_model.training.model import Model
 
 
 class Update:

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_sparsed.config.parameters import ParameterError, parse_server_settings, request_parameters
+from vllm_sparsed.config.settings import pattern_store_size
 from vllm_sparsed.kernels.pattern_building import generation_start_block, kept_blocks_bound
-from vllm_sparsed.parameters import ParameterError, request_parameters, server_settings
-from vllm_sparsed.settings import pattern_store_size
 
 SELECTS = st.none() | st.floats(0.01, 1)
 BLOCK_SIZES = st.none() | st.sampled_from([16, 32, 64, 128])
@@ -21,7 +21,7 @@ def test_any_request_fits_by_itself(
     max_model_len: int,
 ) -> None:
     max_canvas = data.draw(st.none() | st.integers(1, max_model_len))
-    server = server_settings(
+    server = parse_server_settings(
         {"sparsed": {"select": select, "block_size": block_size, "max_canvas": max_canvas}},
         "origin",
     )
@@ -57,7 +57,7 @@ def test_rows_are_for_a_full_batch(
     sparsed: dict[str, object], max_model_len: int, short_rows: bool, rows: int
 ) -> None:
     """Of short requests or of long ones."""
-    server = server_settings({"sparsed": sparsed}, "origin")
+    server = parse_server_settings({"sparsed": sparsed}, "origin")
     store = pattern_store_size(server, max_model_len, 65536, short_rows)
     assert store is not None
     assert store.num_rows == rows
@@ -65,12 +65,12 @@ def test_rows_are_for_a_full_batch(
 
 def test_one_short_request_always_fits() -> None:
     for max_batch_tokens, sequences in ((4096, 2), (4095, 1)):
-        server = server_settings({}, "origin")
+        server = parse_server_settings({}, "origin")
         store = pattern_store_size(server, 4095, max_batch_tokens, False)
         assert store is not None
         assert store.num_rows == sequences * 64
 
 
 def test_none_where_all_is_dense() -> None:
-    server = server_settings({"sparsed": {"enabled": False}}, "origin")
+    server = parse_server_settings({"sparsed": {"enabled": False}}, "origin")
     assert pattern_store_size(server, 4096, 4096, False) is None

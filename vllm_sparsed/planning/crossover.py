@@ -41,7 +41,7 @@ class KernelCost:
 
 
 @dataclass(frozen=True, slots=True)
-class PeerKernel:
+class FlashAttention4Range:
     """FlashAttention 4's sparse attention, where it was measured to be faster than ours.
 
     Attributes:
@@ -73,7 +73,7 @@ class AttentionCosts:
             otherwise needs another pass.
         long_rates: TFLOP/s of attention over a pattern of more than LONG tokens, by block size;
             where there is none, that of `sparse` holds.
-        peer: FlashAttention 4, where it is installed and faster for some sequences.
+        fa4: FlashAttention 4, where it is installed and faster for some sequences.
     """
 
     dense: KernelCost
@@ -81,12 +81,12 @@ class AttentionCosts:
     build: Mapping[int, KernelCost]
     lse_given: bool = True
     long_rates: Mapping[int, float] = field(default_factory=dict)
-    peer: PeerKernel | None = None
+    fa4: FlashAttention4Range | None = None
 
     def sparse_kernel(self, seq_len: int, block_size: int) -> KernelCost:
         """Cost of the kernel that attends over a pattern of one sequence."""
-        if self.peer is not None and self.peer.chosen(seq_len, block_size):
-            return self.peer.cost
+        if self.fa4 is not None and self.fa4.chosen(seq_len, block_size):
+            return self.fa4.cost
         cost = self.sparse[block_size]
         if seq_len > LONG and block_size in self.long_rates:
             return replace(cost, rate=self.long_rates[block_size])

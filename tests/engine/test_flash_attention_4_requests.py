@@ -17,20 +17,20 @@ from vllm.platforms.interface import DeviceCapability
 from tests.engine.golden_cases import GOLDEN, MODELS, load_cases
 from tests.engine.inspection import Rerun, runner_of
 from tests.engine.test_golden import generate
-from vllm_sparsed import engine_config
 from vllm_sparsed.attention import implementation, kernel_costs
-from vllm_sparsed.attention.crossover import Crossover, KernelCost, PeerKernel
-from vllm_sparsed.attention.kernel_costs import FLASH_ATTENTION_4, attention_costs, peer_kernel
+from vllm_sparsed.config import engine as engine_config
+from vllm_sparsed.config.settings import engine_settings
 from vllm_sparsed.kernels.block_sparse_attention import (
     QueryTiles,
     block_sparse_attention,
     flash_attention_4,
 )
-from vllm_sparsed.settings import engine_settings
+from vllm_sparsed.planning.crossover import Crossover, FlashAttention4Range, KernelCost
+from vllm_sparsed.planning.kernel_costs import FLASH_ATTENTION_4, attention_costs, fa4_range
 from vllm_sparsed.worker import startup
 
 COST = KernelCost(50.0, 0.2, 700.0)
-PEER = PeerKernel(COST, 128, 4096, 65536)
+PEER = FlashAttention4Range(COST, 128, 4096, 65536)
 
 
 @pytest.fixture
@@ -39,14 +39,14 @@ def attended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lengths: list[int] = []
 
     def stand_in(
-        q: Tensor, k: Tensor, v: Tensor, indices: Tensor, counts: Tensor, row_slots: Tensor,
+        q: Tensor, k: Tensor, v: Tensor, indices: Tensor, counts: Tensor, pattern_rows: Tensor,
         *, scale: float, out: Tensor,
     ) -> Tensor:  # fmt: skip
         length = q.shape[0]
-        assert row_slots.dtype == torch.int32
+        assert pattern_rows.dtype == torch.int32
         lengths.append(length)
-        block_size = 16 if -(-length // 16) == len(row_slots) else 32
-        tiles = QueryTiles.build([0], [length], [row_slots.tolist()], block_size, q.device)
+        block_size = 16 if -(-length // 16) == len(pattern_rows) else 32
+        tiles = QueryTiles.build([0], [length], [pattern_rows.tolist()], block_size, q.device)
         return block_sparse_attention(q, k, v, indices, counts, tiles, scale=scale, out=out)
 
     monkeypatch.setattr(implementation, "flash_attention_4", stand_in)
@@ -58,18 +58,18 @@ def peered(engine: Callable[..., LLM]) -> Iterator[Callable[..., LLM]]:
     """An engine whose packer gives sequences away."""
     changed: list[Any] = []
 
-    def get(model: str, peer: PeerKernel, recording: bool = False) -> LLM:
+    def get(model: str, fa4: FlashAttention4Range, recording: bool = False) -> LLM:
         llm = engine(model)
         runner = runner_of(llm)
         if recording:
             runner.record_passes(4096, Rerun)
-        runner.packer.use_peer(peer)
+        runner.packer.use_flash_attention_4(fa4)
         changed.append(runner)
         return llm
 
     yield get
     for runner in changed:
-        runner.packer.use_peer(None)
+        runner.packer.use_flash_attention_4(None)
         runner.graphs = None
 
 
@@ -87,7 +87,7 @@ def test_golden_cases_with_some_sequences_given_away(
     block_size = max(case.params["sparsed"]["block_size"] for case in sparse)
     served = [case for case in sparse if case.params["sparsed"]["block_size"] == block_size]
     lengths = sorted({sparse_length(case) for case in served})
-    llm = peered(model, PeerKernel(COST, block_size, lengths[-1], lengths[-1]), recording)
+    llm = peered(model, FlashAttention4Range(COST, block_size, lengths[-1], lengths[-1]), recording)
     assert generate(llm, cases) == [case.expected for case in cases]
     assert set(attended) == {lengths[-1]}
     if recording:
@@ -119,26 +119,26 @@ MEASURED = {
 
 @pytest.mark.parametrize("ratio", MEASURED)
 def test_entries_hold_at_the_lengths_that_were_measured(ratio: int) -> None:
-    peer = FLASH_ATTENTION_4[(9, 0), 128, ratio]
-    assert (peer.min_tokens, peer.max_tokens) == (min(MEASURED[ratio]), max(MEASURED[ratio]))
+    fa4 = FLASH_ATTENTION_4[(9, 0), 128, ratio]
+    assert (fa4.min_tokens, fa4.max_tokens) == (min(MEASURED[ratio]), max(MEASURED[ratio]))
     heads = {1: 32, 7: 28}[ratio]
     for length, times in MEASURED[ratio].items():
-        blocks = length // peer.block_size
+        blocks = length // fa4.block_size
         for select, ms in zip((0.3, 0.5), times, strict=True):
-            kept = round(select * blocks) * peer.block_size
+            kept = round(select * blocks) * fa4.block_size
             flops = 4.0 * length * kept * heads * 128
-            assert peer.cost.seconds(length * heads, flops) * 1e3 == pytest.approx(ms, rel=0.05)
+            assert fa4.cost.seconds(length * heads, flops) * 1e3 == pytest.approx(ms, rel=0.05)
 
 
 def test_it_is_predicted_to_be_faster_than_ours_wherever_it_is_taken() -> None:
-    for (capability, head_dim, ratio), peer in FLASH_ATTENTION_4.items():
+    for (capability, head_dim, ratio), fa4 in FLASH_ATTENTION_4.items():
         own, both = (
             attention_costs(
-                capability, head_dim, torch.bfloat16, heads_per_kv_head=ratio, peer=taken
+                capability, head_dim, torch.bfloat16, heads_per_kv_head=ratio, fa4=taken
             )
-            for taken in (None, peer)
+            for taken in (None, fa4)
         )
-        for length in range(peer.min_tokens, peer.max_tokens + 1, 1021):
+        for length in range(fa4.min_tokens, fa4.max_tokens + 1, 1021):
             ours, theirs = (
                 Crossover(costs, 28, head_dim).predict(length, 128, 128, 0.3)
                 for costs in (own, both)
@@ -148,7 +148,7 @@ def test_it_is_predicted_to_be_faster_than_ours_wherever_it_is_taken() -> None:
 
 def test_predictions_are_those_of_the_kernel_that_runs() -> None:
     own = attention_costs((9, 0), 128, torch.bfloat16)
-    both = attention_costs((9, 0), 128, torch.bfloat16, peer=PEER)
+    both = attention_costs((9, 0), 128, torch.bfloat16, fa4=PEER)
     crossovers = [Crossover(costs, 32, 128) for costs in (own, both)]
     for length, block_size, faster in ((2048, 128, False), (8192, 128, True), (8192, 64, False)):
         ours, theirs = (x.predict(length, 128, block_size, 0.3) for x in crossovers)
@@ -178,7 +178,7 @@ def test_taken_only_where_it_is_there_serves_and_was_measured(
         "capability": (9, 0), "head_dim": 128, "dtype": torch.bfloat16, "heads_per_kv_head": 1,
         "installed": True,
     }  # fmt: skip
-    assert (peer_kernel(**(case | changes)) == PEER) == found
+    assert (fa4_range(**(case | changes)) == PEER) == found
 
 
 @pytest.mark.parametrize("enabled", [True, False], ids=["enabled", "switched off"])
@@ -208,7 +208,7 @@ def test_all_processes_choose_by_what_was_found_at_start(
     monkeypatch.setattr(kernel_costs, "FLASH_ATTENTION_4", {key: PEER})
     crossover = engine_settings(config).crossover
     assert crossover is not None
-    assert crossover.costs.peer == (PEER if installed and enabled else None)
+    assert crossover.costs.fa4 == (PEER if installed and enabled else None)
 
 
 @pytest.mark.parametrize("longest", [4095, 8192])
@@ -218,7 +218,7 @@ def test_a_start_compares_it_and_goes_on_without_it(
 ) -> None:
     """Where no request is long enough for it, nothing is compiled."""
     layer = SimpleNamespace(num_heads=8, num_kv_heads=2, head_size=128)
-    used: list[PeerKernel] = []
+    used: list[FlashAttention4Range] = []
     checked: list[tuple[int, int]] = []
 
     def check(num_heads: int, num_kv_heads: int, *args: Any, **options: Any) -> None:
@@ -228,7 +228,7 @@ def test_a_start_compares_it_and_goes_on_without_it(
 
     monkeypatch.setattr(flash_attention_4, "check", check)
     monkeypatch.setattr("vllm.config.get_layers_from_vllm_config", lambda *args: {"0": layer})
-    costs = attention_costs((9, 0), 128, torch.bfloat16, peer=PEER)
+    costs = attention_costs((9, 0), 128, torch.bfloat16, fa4=PEER)
     runner: Any = SimpleNamespace(
         store=SimpleNamespace(
             indices=torch.zeros(1, dtype=torch.int16), size=SimpleNamespace(width=9)
@@ -241,7 +241,7 @@ def test_a_start_compares_it_and_goes_on_without_it(
             max_model_len=longest,
             server=SimpleNamespace(block_sizes=lambda max_model_len: [64, 128]),
         ),
-        packer=SimpleNamespace(use_peer=used.append),
+        packer=SimpleNamespace(use_flash_attention_4=used.append),
     )
     startup.compile_kernels(runner)
     served = longest >= PEER.min_tokens

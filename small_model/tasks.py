@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.quality.words import ADJECTIVES, FILLER, MONTHS, NAMES, NOUNS
+from small_model.words import ADJECTIVES, FILLER, MONTHS, NAMES, NOUNS
 
 CountTokens = Callable[[str], int]
 """Tokens of a text."""

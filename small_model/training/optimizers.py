@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.training.model import Model
+from small_model.training.model import Model
 
 
 def make_optimizers(

@@ -10,8 +10,8 @@ from typing import Final
 
 import torch
 
-from vllm_sparsed.attention.crossover import AttentionCosts, KernelCost, PeerKernel
 from vllm_sparsed.kernels.block_sparse_attention import flash_attention_4
+from vllm_sparsed.planning.crossover import AttentionCosts, FlashAttention4Range, KernelCost
 
 MEASURED: Final[Mapping[tuple[tuple[int, int], int], AttentionCosts]] = MappingProxyType(
     {
@@ -68,11 +68,17 @@ the same card. Blocks of 16 and 32 were not measured in that run: sparse rates a
 same tiles had in others; building is as much slower than with 64 as a first fit of `MEASURED`
 made it."""
 
-FLASH_ATTENTION_4: Final[Mapping[tuple[tuple[int, int], int, int], PeerKernel]] = MappingProxyType(
-    {
-        ((9, 0), 128, 1): PeerKernel(KernelCost(160.0, 0.248, 678.0), 128, 4096, 65536),
-        ((9, 0), 128, 7): PeerKernel(KernelCost(140.0, 0.198, 666.0), 128, 4096, 65536),
-    }
+FLASH_ATTENTION_4: Final[Mapping[tuple[tuple[int, int], int, int], FlashAttention4Range]] = (
+    MappingProxyType(
+        {
+            ((9, 0), 128, 1): FlashAttention4Range(
+                KernelCost(160.0, 0.248, 678.0), 128, 4096, 65536
+            ),
+            ((9, 0), 128, 7): FlashAttention4Range(
+                KernelCost(140.0, 0.198, 666.0), 128, 4096, 65536
+            ),
+        }
+    )
 )
 """By compute capability, head dimension and query heads per key head, against `MEASURED`.
 
@@ -94,48 +100,48 @@ def attention_costs(
     dtype: torch.dtype,
     *,
     heads_per_kv_head: int = 1,
-    peer: PeerKernel | None = None,
+    fa4: FlashAttention4Range | None = None,
 ) -> AttentionCosts:
     """What was measured, or careful assumptions where nothing was.
 
     Args:
         heads_per_kv_head: query heads that share a key head, in the whole model.
-        peer: FlashAttention 4, where it is taken for some sequences.
+        fa4: FlashAttention 4, where it is taken for some sequences.
     """
     measured = MEASURED.get((capability, head_dim))
     if measured is not None and dtype in (torch.bfloat16, torch.float16):
         long = measured.long_rates
         if heads_per_kv_head >= SHARED_KEYS:
             long = LONG_SHARED.get((capability, head_dim), long)
-        return replace(measured, long_rates=long, peer=peer)
+        return replace(measured, long_rates=long, fa4=fa4)
     return AttentionCosts(
         dense=PORTABLE.dense,
         sparse={block: _slower(cost) for block, cost in PORTABLE.sparse.items()},
         build={block: _slower(cost) for block, cost in PORTABLE.build.items()},
         # In float32 dense attention is PyTorch's, which hands no log-sum-exp to pattern building.
         lse_given=dtype != torch.float32,
-        peer=peer,
+        fa4=fa4,
     )
 
 
-def peer_kernel(
+def fa4_range(
     capability: tuple[int, int],
     head_dim: int,
     dtype: torch.dtype,
     heads_per_kv_head: int,
     installed: bool,
-) -> PeerKernel | None:
+) -> FlashAttention4Range | None:
     """FlashAttention 4, where it is installed, serves these dimensions and was measured.
 
     Args:
         heads_per_kv_head: query heads that share a key head, in the whole model.
         installed: `flash_attention_4.installed()`, as found when the engine was configured.
     """
-    peer = FLASH_ATTENTION_4.get((capability, head_dim, heads_per_kv_head))
-    if peer is None or not installed:
+    fa4 = FLASH_ATTENTION_4.get((capability, head_dim, heads_per_kv_head))
+    if fa4 is None or not installed:
         return None
-    served = flash_attention_4.serves(head_dim, dtype, peer.block_size, capability)
-    return peer if served else None
+    served = flash_attention_4.serves(head_dim, dtype, fa4.block_size, capability)
+    return fa4 if served else None
 
 
 def _slower(cost: KernelCost) -> KernelCost:

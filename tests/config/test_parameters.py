@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_sparsed.kernels import block_sparse_attention
-from vllm_sparsed.parameter_table import BLOCK_SIZES, PARAMETERS
-from vllm_sparsed.parameters import (
+from vllm_sparsed.config.parameter_table import BLOCK_SIZES, PARAMETERS
+from vllm_sparsed.config.parameters import (
     ParameterError,
     RequestParameters,
     ServerSettings,
     parameter_table,
+    parse_server_settings,
     request_parameters,
-    server_settings,
 )
+from vllm_sparsed.kernels import block_sparse_attention
 
-SERVER = server_settings({}, "low_confidence")
+SERVER = parse_server_settings({}, "low_confidence")
 # The pattern store of this one allows any request.
-WIDE = server_settings({"sparsed": {"select": 1.0, "block_size": 16}}, "low_confidence")
+WIDE = parse_server_settings({"sparsed": {"select": 1.0, "block_size": 16}}, "low_confidence")
 
 GOOD = {
     "diffusion_steps": [(1, 1), (64.0, 64), (2**31 - 1, 2**31 - 1)],
@@ -95,7 +95,7 @@ def test_good_value(key: str, case: tuple[object, object]) -> None:
     parsed = getattr(request_parameters({key: given_value}, WIDE), parameter.field)
     assert parsed == value
     assert type(parsed) is type(value)
-    server = server_settings({parameter.group: {parameter.name: given_value}}, "random")
+    server = parse_server_settings({parameter.group: {parameter.name: given_value}}, "random")
     assert getattr(server.defaults, parameter.field) == value
 
 
@@ -108,7 +108,7 @@ def test_bad_value_is_refused_by_name(key: str, value: object) -> None:
     assert parameter.allowed in str(refusal.value)
     assert len(str(refusal.value)) < 300
     with pytest.raises(ParameterError, match=rf"^{parameter.group}\.{parameter.name} is "):
-        server_settings({parameter.group: {parameter.name: value}}, "random")
+        parse_server_settings({parameter.group: {parameter.name: value}}, "random")
 
 
 @pytest.mark.parametrize("value", [10**5000, -(10**5000), [10**5000]], ids=["int", "-int", "list"])
@@ -169,7 +169,7 @@ def test_foreign_keys_change_nothing() -> None:
 )
 def test_bad_server_configuration(config: dict[str, object], message: str) -> None:
     with pytest.raises(ParameterError) as refusal:
-        server_settings(config, "origin")
+        parse_server_settings(config, "origin")
     assert str(refusal.value).startswith(message)
 
 
@@ -209,12 +209,12 @@ def test_defaults() -> None:
     ],
 )
 def test_block_length_by_algorithm(server, extra_args, block_length) -> None:
-    settings = server_settings({"diffusion": server}, "low_confidence")
+    settings = parse_server_settings({"diffusion": server}, "low_confidence")
     assert request_parameters(extra_args, settings).block_length == block_length
 
 
 def test_a_request_keeps_the_server_defaults_it_does_not_set() -> None:
-    settings = server_settings(
+    settings = parse_server_settings(
         {
             "diffusion": {"steps": 9, "alg": "entropy", "default_canvas": 64},
             "sparsed": {"enabled": False, "max_canvas": 512},
@@ -263,7 +263,7 @@ def test_more_than_the_pattern_store_holds_is_refused(extra_args, message: str) 
     ],
 )
 def test_what_nobody_gives_is_as_released_for_the_length(server, extra_args, short, long) -> None:
-    settings = server_settings({"sparsed": server}, "low_confidence")
+    settings = parse_server_settings({"sparsed": server}, "low_confidence")
     parameters = request_parameters(extra_args, settings)
     assert [parameters.pattern_settings(n) for n in (1, 2048)] == [short, short]
     assert [parameters.pattern_settings(n) for n in (2049, 65536)] == [long, long]
@@ -281,13 +281,13 @@ def test_what_nobody_gives_is_as_released_for_the_length(server, extra_args, sho
     ],
 )
 def test_block_sizes_that_requests_can_have(server, max_model_len, expected) -> None:
-    settings = server_settings({"sparsed": server}, "low_confidence")
+    settings = parse_server_settings({"sparsed": server}, "low_confidence")
     assert settings.block_sizes(max_model_len) == expected
 
 
 @given(st.integers(1, 9999), st.floats(0, 1, exclude_min=True), st.none() | st.integers(1, 9999))
 def test_settings_survive_json(canvas: int, select: float, max_canvas: int | None) -> None:
-    settings = server_settings(
+    settings = parse_server_settings(
         {
             "diffusion": {"default_canvas": canvas},
             "sparsed": {"select": select, "max_canvas": max_canvas},
@@ -325,7 +325,7 @@ def test_block_sizes_are_those_of_the_kernels() -> None:
 
 def test_import_is_light() -> None:
     program = (
-        "import sys, vllm_sparsed.parameters\n"
+        "import sys, vllm_sparsed.config.parameters\n"
         "assert not {'torch', 'vllm', 'numpy', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from vllm_sparsed.parameter_table import (
+from vllm_sparsed.config.parameter_table import (
     BLOCK_SIZES,
     LLADA_ALGORITHMS,
     LLADA_BLOCK_LENGTH,
@@ -34,8 +34,8 @@ __all__ = [
     "RequestParameters",
     "ServerSettings",
     "parameter_table",
+    "parse_server_settings",
     "request_parameters",
-    "server_settings",
 ]
 
 # Keys of extra_args that other parts of vLLM put there and that change nothing here.
@@ -123,7 +123,9 @@ class ServerSettings:
         return cls(**{**fields, "defaults": RequestParameters(**fields["defaults"])})
 
 
-def server_settings(additional_config: Mapping[str, object], model_alg: str) -> ServerSettings:
+def parse_server_settings(
+    additional_config: Mapping[str, object], model_alg: str
+) -> ServerSettings:
     """Read the server's settings from vLLM's `additional_config`.
 
     Args:

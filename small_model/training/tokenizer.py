@@ -16,7 +16,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.trainers import BpeTrainer
 
-from benchmarks.quality.tasks import TASKS, Limits, make_document
+from small_model.tasks import TASKS, Limits, make_document
 
 VOCAB_SIZE: Final = 2048  # at most
 MASK: Final = "<|mdm_mask|>"

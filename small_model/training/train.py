@@ -1,6 +1,6 @@
 """Train the small diffusion language model from nothing, in one command.
 
-    python -m benchmarks.training.train --output small-model
+    python -m small_model.training.train --output small-model
 
 The folder gets `model/` (what vLLM serves), `checkpoint/` (to go on from) and `log.jsonl`. The same
 command goes on where a checkpoint lies; Ctrl-C or --stop-after ends a run at any moment. The
@@ -23,20 +23,20 @@ from typing import Any, Final
 
 import torch
 
-from benchmarks.training.batches import BatchSource, batch_source
-from benchmarks.training.checkpoint import (
+from small_model.training.batches import BatchSource, batch_source
+from small_model.training.checkpoint import (
     load_checkpoint,
     restore,
     save_checkpoint,
     training_tensors,
 )
-from benchmarks.training.curriculum import STAGES, Curriculum
-from benchmarks.training.data import Batch, Encoder, Stage
-from benchmarks.training.initialization import align_forms, shape_attention
-from benchmarks.training.model import Model, Shape, save_served_model
-from benchmarks.training.optimizers import make_optimizers
-from benchmarks.training.tokenizer import train_tokenizer
-from benchmarks.training.update import Update
+from small_model.training.curriculum import STAGES, Curriculum
+from small_model.training.data import Batch, Encoder, Stage
+from small_model.training.initialization import align_forms, shape_attention
+from small_model.training.model import Model, Shape, save_served_model
+from small_model.training.optimizers import make_optimizers
+from small_model.training.tokenizer import train_tokenizer
+from small_model.training.update import Update
 
 CHECK_EVERY: Final = 20  # steps between looks at the loss and the exact match
 SAVE_EVERY: Final = 120.0  # seconds

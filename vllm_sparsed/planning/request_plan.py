@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm_sparsed.attention.crossover import Prediction
-from vllm_sparsed.decoding.schedule import Block, dense_steps, plan_blocks
-from vllm_sparsed.parameters import RequestParameters, request_parameters
-from vllm_sparsed.settings import EngineSettings
+from vllm_sparsed.config.parameters import RequestParameters, request_parameters
+from vllm_sparsed.config.settings import EngineSettings
+from vllm_sparsed.planning.blocks import Block, pattern_step, plan_blocks
+from vllm_sparsed.planning.crossover import Prediction
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
@@ -33,7 +33,7 @@ class RequestPlan:
             sparse. -1 where the request stays dense.
         guided: whether a second, unconditional sequence runs beside the first (guidance).
         reserved_tokens: tokens the request takes of a step's token budget.
-        pattern_rows: rows of the pattern store the request takes (0: stays dense).
+        num_pattern_rows: rows of the pattern store the request takes (0: stays dense).
         attention: how it attends and why, for the log.
     """
 
@@ -47,7 +47,7 @@ class RequestPlan:
     pattern_step: int
     guided: bool
     reserved_tokens: int
-    pattern_rows: int
+    num_pattern_rows: int
     attention: str
 
     @property
@@ -90,7 +90,7 @@ def plan_request(
     seq_len = prompt_len + canvas_len
     reserved = 2 * seq_len if guided and 2 * seq_len <= settings.max_batch_tokens else seq_len
 
-    step = dense_steps(num_steps, parameters.sparsed_skip)
+    step = pattern_step(num_steps, parameters.sparsed_skip)
     block_size, select = parameters.pattern_settings(seq_len)
     rows = -(-seq_len // block_size) * (2 if guided else 1)
     sparse_steps = num_steps - 1 - step
@@ -119,7 +119,7 @@ def plan_request(
         pattern_step=step if sparse else -1,
         guided=guided,
         reserved_tokens=reserved,
-        pattern_rows=rows if sparse else 0,
+        num_pattern_rows=rows if sparse else 0,
         attention=attention,
     )
 

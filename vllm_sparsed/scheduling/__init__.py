@@ -1,0 +1,1 @@
+"""Which requests take a denoising step, and the counters of what was done."""
