@@ -4,12 +4,13 @@ import random
 
 import pytest
 from vllm.v1.core.sched.interface import PauseState
-from vllm.v1.request import RequestStatus
+from vllm.v1.request import Request, RequestStatus
 
 from tests.scheduling.scheduler_loop import (
     CONTEXT,
     SchedulerLoop,
     make_config,
+    make_request,
     random_arguments,
 )
 
@@ -180,3 +181,86 @@ def test_random_schedules(policy: str, budget: int) -> None:
             else:
                 assert loop.tokens[name] == tokens
         loop.assert_empty()
+
+
+def refused(loop: SchedulerLoop, request: Request) -> str:
+    """The message with which a request ends, while another one runs as ever."""
+    loop.add("beside", 24, 16, 16)
+    loop.run(3)
+    loop.scheduler.add_request(request)
+    loop.run()
+    assert loop.reasons == {"beside": "length", request.request_id: "error"}
+    assert len(loop.tokens["beside"]) == 16 and len(loop.steps_of["beside"]) == 16
+    assert not loop.steps_of[request.request_id]
+    loop.assert_empty()
+    return str(loop.outputs[request.request_id].stop_reason)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"diffusion_steps": 0}, "diffusion_steps"),
+        ({"diffusion_steps": "many"}, "diffusion_steps"),
+        ({"diffusion_alg": "greedy"}, "diffusion_alg"),
+        ({"unheard_of": 1}, "unheard_of"),
+        ({"sparsed_block_size": 8}, "sparsed_block_size"),
+        ({"diffusion_cfg_scale": float("nan")}, "diffusion_cfg_scale"),
+    ],
+)
+def test_what_cannot_be_planned_ends_alone(
+    config: object, arguments: dict[str, object], named: str
+) -> None:
+    """A client that goes round the front end: the error is its own, and says what is wrong."""
+    request = make_request("bad", 24, 16, 16, **arguments)
+    assert named in refused(SchedulerLoop(config), request)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"prompt_token_ids": [5] * CONTEXT}, "no room"),
+        ({"prompt_token_ids": [5] * 10 * CONTEXT}, "no room"),
+        ({"prompt_token_ids": []}, "token ids"),
+        ({"prompt_token_ids": None}, "token ids"),
+        ({"prompt_token_ids": [5, 384]}, "outside"),
+        ({"prompt_token_ids": [-1]}, "outside"),
+        ({"sampling_params": None}, "sampling parameters"),
+    ],
+)
+def test_a_request_by_hand_ends_alone(
+    config: object, changes: dict[str, object], named: str
+) -> None:
+    request = make_request("bad", 24, 16, 16)
+    for name, value in changes.items():
+        setattr(request, name, value)
+    assert named in refused(SchedulerLoop(config), request)
+
+
+def test_options_that_do_not_exist_here_end_alone(config: object) -> None:
+    """vLLM's Rust front end does not run the Python check."""
+    request = make_request("bad", 24, 16, 16)
+    assert request.sampling_params is not None
+    request.sampling_params.min_tokens = 3
+    assert "min_tokens" in refused(SchedulerLoop(config), request)
+
+
+def test_a_second_request_of_one_id_is_dropped(config: object) -> None:
+    loop = SchedulerLoop(config)
+    loop.add("twice", 24, 16, 16)
+    loop.run(2)
+    loop.add("twice", 300, 16, 2)
+    loop.run()
+    assert len(loop.tokens["twice"]) == 16
+    loop.assert_empty()
+
+
+def test_an_id_may_come_again(config: object) -> None:
+    loop = SchedulerLoop(config)
+    for _ in range(2):
+        loop.add("again", 24, 16, 16)
+        loop.run(3)
+        loop.scheduler.finish_requests(["again"], RequestStatus.FINISHED_ABORTED)
+    loop.add("again", 24, 16, 16)
+    loop.run()
+    assert len(loop.tokens["again"]) >= 16 and loop.reasons == {"again": "length"}
+    loop.assert_empty()

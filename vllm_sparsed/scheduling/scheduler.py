@@ -12,8 +12,10 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import EngineCoreEventType
+from vllm.v1.engine import EngineCoreEventType, EngineCoreOutputs, FinishReason
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
+from vllm.v1.sample.logits_processor import validate_logits_processors_parameters
 
 from vllm_sparsed.attention.pattern_store import PatternStoreSize
 from vllm_sparsed.config.settings import engine_settings
@@ -65,6 +67,8 @@ class DenoisingScheduler(Scheduler):
         self.settings = engine_settings(self.vllm_config)
         self._vocab_size = self.vllm_config.model_config.get_vocab_size()
         self._progress: dict[str, _Progress] = {}
+        # Why requests end as errors that have not been told so yet.
+        self._errors: dict[str, str] = {}
         self._turns = FairTurns(self.settings.max_batch_tokens)
         # Whether a waiting request may be admitted that could not be when last looked for.
         self._may_admit = True
@@ -72,22 +76,97 @@ class DenoisingScheduler(Scheduler):
         self._num_unseeded = itertools.count()
 
     def add_request(self, request: Request) -> None:
-        """Queue a request; one that could not be run is finished as an error, harming no other.
+        """Queue a request and plan it; one that cannot be planned ends as an error of its own.
 
-        These are streaming-input sessions, whose canvas has no known length, and token ids outside
-        the vocabulary, which vLLM's front end lets through where it has no tokenizer.
+        The front end's check refuses such requests earlier and better; here arrive those of clients
+        that go round it, and token ids outside the vocabulary, which it lets through where it has
+        no tokenizer.
         """
-        self._seed(request)
+        known = self.requests.get(request.request_id)
+        if known is not None and known.streaming_queue is None:
+            logger.warning("Request %s is dropped: one of that id runs", request.request_id)
+            return
         self._may_admit = True
         super().add_request(request)
-        tokens = request.prompt_token_ids
-        if (
-            request.resumable
-            or not tokens
-            or not 0 <= min(tokens) <= max(tokens) < self._vocab_size
-        ):
-            # vLLM's own list of requests that update_from_output is to finish as errors.
-            self.grammar_compile_error_reqs.add(request.request_id)
+        if known is not None:
+            return
+        try:
+            self._begin(request, self._plan(request))
+        except Exception as error:
+            # What a client may put into a request by hand fails in many ways.
+            self._fail(request.request_id, f"{error}" or type(error).__name__)
+
+    def _plan(self, request: Request) -> RequestPlan:
+        """Check and plan a request.
+
+        Raises:
+            ValueError: names what is wrong with it, as do other exceptions.
+        """
+        if request.resumable:
+            raise ValueError("streaming input is not supported: a canvas has a known length")
+        tokens, params = request.prompt_token_ids, request.sampling_params
+        if not tokens or request.prompt_embeds is not None:
+            raise ValueError("the prompt must be token ids")
+        if params is None:
+            raise ValueError("sampling parameters are missing")
+        if not 0 <= min(tokens) <= max(tokens) < self._vocab_size:
+            raise ValueError(f"the prompt has token ids outside [0, {self._vocab_size})")
+        if len(tokens) >= self.settings.max_model_len:
+            raise ValueError(
+                f"the prompt of {len(tokens)} tokens leaves no room for an answer in a context of "
+                f"{self.settings.max_model_len}"
+            )
+        validate_logits_processors_parameters(
+            self.vllm_config.model_config.logits_processors, params
+        )
+        self._seed(request)
+        plan = plan_request(tokens, params, self.settings)
+        logger.debug("Request %s attends %s", request.request_id, plan.attention)
+        # A clamped canvas ends the request when it is full.
+        request.max_tokens = min(request.max_tokens, plan.canvas_len)
+        return plan
+
+    def _begin(self, request: Request, plan: RequestPlan) -> None:
+        """Forget what a request has done, if anything: it starts at its first step."""
+        self._progress[request.request_id] = _Progress(
+            plan,
+            next_tokens=plan.step_tokens,
+            next_cost=plan.num_sequences * plan.seq_len,
+        )
+
+    def _fail(self, request_id: str, message: str) -> None:
+        """End a request as an error, with the next update from the workers."""
+        logger.warning("Request %s ends as an error: %s", request_id, message)
+        self._errors[request_id] = message
+        # vLLM's own list of requests that update_from_output is to finish as errors.
+        self.grammar_compile_error_reqs.add(request_id)
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if self._errors:
+            for client_outputs in outputs.values():
+                for output in client_outputs.outputs:
+                    if output.finish_reason == FinishReason.ERROR:
+                        # The one field of vLLM's that takes a text; the HTTP server hides it.
+                        output.stop_reason = self._errors.get(output.request_id)
+            self._errors.clear()
+        return outputs
+
+    def _preempt_request(
+        self, request: Request, timestamp: float, drop_stale_output: bool = False
+    ) -> None:
+        super()._preempt_request(request, timestamp, drop_stale_output)
+        self._begin(request, self._progress[request.request_id].plan)
+        self._may_admit = True
+
+    def _free_request(
+        self, request: Request, delay_free_blocks: bool = False
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        self._progress.pop(request.request_id, None)
+        self._may_admit = True
+        return super()._free_request(request, delay_free_blocks)
 
     def _seed(self, request: Request) -> None:
         """Give a request without a seed one from the engine's and the order of arrival.
@@ -116,9 +195,6 @@ class DenoisingScheduler(Scheduler):
                 none, so it is ignored.
         """
         self.current_step += 1
-        for request_id in self.finished_req_ids | self.reset_preempted_req_ids:
-            self._progress.pop(request_id, None)
-            self._may_admit = True
         if self._pause_state == PauseState.UNPAUSED:
             self._admit(time.monotonic())
         chosen: list[Request] = []
@@ -194,12 +270,9 @@ class DenoisingScheduler(Scheduler):
 
         admitted: list[Request] = []
         for request in self.waiting:
-            if request.request_id in self.grammar_compile_error_reqs:
+            if request.request_id in self._errors:
                 continue
-            progress = self._progress.get(request.request_id)
-            if progress is None:
-                progress = self._plan(request)
-            if rows.take_in_order(progress.plan.num_pattern_rows):
+            if rows.take_in_order(self._progress[request.request_id].plan.num_pattern_rows):
                 admitted.append(request)
             if len(admitted) == places:
                 break
@@ -214,20 +287,6 @@ class DenoisingScheduler(Scheduler):
                 request.record_event(EngineCoreEventType.SCHEDULED, now)
             request.status = RequestStatus.RUNNING
             self.running.append(request)
-
-    def _plan(self, request: Request) -> _Progress:
-        assert request.prompt_token_ids is not None and request.sampling_params is not None
-        plan = plan_request(request.prompt_token_ids, request.sampling_params, self.settings)
-        logger.debug("Request %s attends %s", request.request_id, plan.attention)
-        # A clamped canvas ends the request when it is full.
-        request.max_tokens = min(request.max_tokens, plan.canvas_len)
-        progress = _Progress(
-            plan,
-            next_tokens=plan.step_tokens,
-            next_cost=plan.num_sequences * plan.seq_len,
-        )
-        self._progress[request.request_id] = progress
-        return progress
 
 
 class _FreeRows:
