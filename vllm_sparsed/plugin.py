@@ -5,6 +5,7 @@ vLLM's tables, with the checkpoints' configurations and tokenizer; models, kerne
 parts are imported when an engine of a diffusion model is configured.
 """
 
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from vllm_sparsed.attention.registration import restore_backend
@@ -31,19 +32,33 @@ class DeferredEngineConfig:
 
 def register() -> None:
     """Enter the attention backend, the models and their configurations in vLLM's tables."""
+    from transformers import CONFIG_MAPPING
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
-    from vllm_sparsed.models.checkpoint_config import DreamConfig, LLaDAConfig
+    from vllm_sparsed.models.checkpoint_config import CONFIGS, UNSERVED_CONFIGS
     from vllm_sparsed.models.dream_tokenizer import register_tokenizers
 
     restore_backend()
     register_tokenizers()
-    for config_class in (LLaDAConfig, DreamConfig):
-        _CONFIG_REGISTRY[config_class.model_type] = config_class
+    _CONFIG_REGISTRY.update(CONFIGS)
+    if not _other_model_plugins():
+        # What vLLM or transformers know is theirs.
+        for model_type, config_class in UNSERVED_CONFIGS.items():
+            if model_type not in _CONFIG_REGISTRY and model_type not in CONFIG_MAPPING:
+                _CONFIG_REGISTRY[model_type] = config_class
     supported = ModelRegistry.get_supported_archs()
     for architecture, entry in MODELS.items():
         if architecture not in supported:
             ModelRegistry.register_model(architecture, entry.model_class)
         MODELS_CONFIG_MAP[architecture] = DeferredEngineConfig
+
+
+def _other_model_plugins() -> bool:
+    """Whether another package has a plugin of this kind: it may serve what is refused here."""
+    packages = {
+        entry.value.split(":")[0].split(".")[0]
+        for entry in entry_points(group="vllm.general_plugins")
+    }
+    return bool(packages - {"vllm", "vllm_sparsed"})

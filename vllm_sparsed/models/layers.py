@@ -36,6 +36,7 @@ from vllm_sparsed.models.fp8_rows import (
     norm_to_fp8,
     takes_fp8_rows,
 )
+from vllm_sparsed.models.registry import MODELS
 from vllm_sparsed.models.rotary import Rotary
 
 STACKED_PROJECTIONS = {
@@ -265,8 +266,6 @@ class MaskedDiffusionModel(nn.Module, SupportsQuant):
         logit_shift: whether row p of the logits predicts position p + 1.
     """
 
-    logit_shift: ClassVar[bool]
-
     packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
@@ -285,6 +284,7 @@ class MaskedDiffusionModel(nn.Module, SupportsQuant):
         super().__init__()
         config = vllm_config.model_config.hf_config
         self.config = config
+        self.logit_shift = MODELS[vllm_config.model_config.architecture].logit_shift
         self.model = Transformer(vllm_config, qkv_bias, prefix=maybe_prefix(prefix, "model"))
         self.lm_head = ParallelLMHead(
             config.vocab_size,

@@ -1,4 +1,4 @@
-"""LLaDA (arXiv 2502.09992): LLaDA-8B Base and Instruct, LLaDA-1.5, iLLaDA."""
+"""LLaDA (arXiv 2502.09992): LLaDA-8B Base and Instruct, LLaDA-1.5, UltraLLaDA."""
 
 import re
 from typing import ClassVar
@@ -11,8 +11,6 @@ from vllm_sparsed.models.layers import STACKED_PROJECTIONS, MaskedDiffusionModel
 
 class LLaDAModelLM(MaskedDiffusionModel):
     """LLaDA: row p of the logits predicts position p; semi-autoregressive decoding."""
-
-    logit_shift: ClassVar[bool] = False
 
     # The checkpoint has OLMo's names. `ff_out` is the head outside the blocks, the down
     # projection inside them.

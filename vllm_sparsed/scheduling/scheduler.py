@@ -15,6 +15,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from vllm_sparsed.config.settings import engine_settings
 from vllm_sparsed.logger import init_logger
+from vllm_sparsed.models.special_tokens import with_end_tokens
 from vllm_sparsed.planning.request_plan import RequestPlan, plan_request
 from vllm_sparsed.scheduling.metrics import StepCounters
 
@@ -43,6 +44,7 @@ class DenoisingScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         self.settings = engine_settings(self.vllm_config)
         self._vocab_size = self.vllm_config.model_config.get_vocab_size()
+        self._end_token_ids = self.vllm_config.model_config.hf_config.end_token_ids
         self._progress: dict[str, _Progress] = {}
         self._counters = StepCounters.for_writing(self.vllm_config)
         self._num_unseeded = itertools.count()
@@ -54,6 +56,8 @@ class DenoisingScheduler(Scheduler):
         the vocabulary, which vLLM's front end lets through where it has no tokenizer.
         """
         self._seed(request)
+        if request.sampling_params is not None:
+            request.sampling_params = with_end_tokens(request.sampling_params, self._end_token_ids)
         super().add_request(request)
         tokens = request.prompt_token_ids
         if (
