@@ -27,7 +27,8 @@ from vllm_sparsed.frontend.installation import install_middleware
 from vllm_sparsed.kernels.block_selection import MAX_BLOCKS
 from vllm_sparsed.kernels.block_sparse_attention import BLOCK_SIZES, flash_attention_4
 from vllm_sparsed.logger import init_logger
-from vllm_sparsed.models.checkpoint_config import check_supported
+from vllm_sparsed.models.checkpoint_check import check_supported
+from vllm_sparsed.models.special_tokens import set_special_tokens
 from vllm_sparsed.scheduling.metrics import COUNTERS_KEY, export_step_counters, make_counters_folder
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
             ParameterError: a bad value in `--additional-config`.
         """
         check_supported(vllm_config.model_config.hf_config)
+        set_special_tokens(vllm_config.model_config)
         _refuse_unsupported(vllm_config)
         model_config = vllm_config.model_config
         scheduler_config = vllm_config.scheduler_config

@@ -20,6 +20,7 @@ from vllm.v1.sample.logits_processor import validate_logits_processors_parameter
 from vllm_sparsed.attention.pattern_store import PatternStoreSize
 from vllm_sparsed.config.settings import engine_settings
 from vllm_sparsed.logger import init_logger
+from vllm_sparsed.models.special_tokens import with_end_tokens
 from vllm_sparsed.planning.request_plan import RequestPlan, plan_request
 from vllm_sparsed.scheduling.metrics import StepCounters
 from vllm_sparsed.scheduling.turns import FairTurns, Turn
@@ -66,6 +67,7 @@ class DenoisingScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         self.settings = engine_settings(self.vllm_config)
         self._vocab_size = self.vllm_config.model_config.get_vocab_size()
+        self._end_token_ids = self.vllm_config.model_config.hf_config.end_token_ids
         self._progress: dict[str, _Progress] = {}
         # Why requests end as errors that have not been told so yet.
         self._errors: dict[str, str] = {}
@@ -120,6 +122,8 @@ class DenoisingScheduler(Scheduler):
             self.vllm_config.model_config.logits_processors, params
         )
         self._seed(request)
+        assert request.sampling_params is not None
+        request.sampling_params = with_end_tokens(request.sampling_params, self._end_token_ids)
         plan = plan_request(tokens, params, self.settings)
         logger.debug("Request %s attends %s", request.request_id, plan.attention)
         # A clamped canvas ends the request when it is full.

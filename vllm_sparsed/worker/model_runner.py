@@ -25,6 +25,7 @@ from vllm_sparsed.config.settings import engine_settings
 from vllm_sparsed.decoding.batch_decoder import BatchDecoder, DecodeRows
 from vllm_sparsed.device_copy import to_device
 from vllm_sparsed.logger import init_logger
+from vllm_sparsed.models.special_tokens import end_of_turn_token
 from vllm_sparsed.scheduling.metrics import StepCounters
 from vllm_sparsed.worker.cuda_graphs import CudaGraph, PassGraphs, Recorder
 from vllm_sparsed.worker.density import kept_blocks, report_density
@@ -39,9 +40,6 @@ logger = init_logger(__name__)
 
 LOGITS_CHUNK_BYTES = 256 * 2**20
 """Float32 logits that are materialised at once: a whole canvas of them would be gigabytes."""
-
-END_OF_TURN = "<|eot_id|>"
-"""LLaDA's end-of-turn token, which `confidence_eos_eot_inf` decides last, like the end of text."""
 
 
 class DenoisingModelRunner(RunnerInterface):
@@ -81,7 +79,7 @@ class DenoisingModelRunner(RunnerInterface):
             vocab_size=vocab_size,
             mask_token_id=self.settings.mask_token_id,
             eos_token_id=self.model_config.hf_config.eos_token_id,
-            eot_token_id=_end_of_turn_token(self.model_config),
+            eot_token_id=end_of_turn_token(self.model_config),
             device=self.device,
             max_chunk_rows=self.max_chunk_rows,
         )
@@ -301,15 +299,3 @@ class DenoisingModelRunner(RunnerInterface):
         for name in ("packer", "decoder", "_step_rows", "_tokens"):
             vars(self).pop(name, None)
         gc.collect()
-
-
-def _end_of_turn_token(model_config: Any) -> int | None:
-    """Id of <|eot_id|>, if the checkpoint has a tokenizer that knows it."""
-    if model_config.skip_tokenizer_init:
-        return None
-    from vllm.tokenizers import cached_tokenizer_from_config
-
-    tokenizer = cached_tokenizer_from_config(model_config)
-    vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
-    token: int | None = vocabulary.get(END_OF_TURN)
-    return token
