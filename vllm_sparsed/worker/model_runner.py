@@ -22,7 +22,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm_sparsed.attention.pattern_store import PatternStore
 from vllm_sparsed.config.parameter_table import BLOCK_SIZE_BY_LENGTH, SELECT_BY_LENGTH
 from vllm_sparsed.config.settings import engine_settings
-from vllm_sparsed.decoding.batch_decoder import BatchDecoder, DecodeRows
+from vllm_sparsed.decoding.batch_decoder import BatchDecoder, Candidates
 from vllm_sparsed.device_copy import to_device
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.models.special_tokens import end_of_turn_token
@@ -33,7 +33,7 @@ from vllm_sparsed.worker.memory_errors import fits_in_memory
 from vllm_sparsed.worker.packing import BatchPacker, PackedBatch, PackedSequence
 from vllm_sparsed.worker.request_state import RequestState
 from vllm_sparsed.worker.runner_interface import RunnerInterface
-from vllm_sparsed.worker.step_rows import StepRows, hidden_rows
+from vllm_sparsed.worker.step_candidates import StepCandidates, hidden_rows
 from vllm_sparsed.worker.token_buffer import TokenBuffer
 
 logger = init_logger(__name__)
@@ -59,7 +59,7 @@ class DenoisingModelRunner(RunnerInterface):
         self.decoder: BatchDecoder
         self.graphs: PassGraphs | None = None
         self._tokens = TokenBuffer(self.settings.max_batch_tokens, device)
-        self._step_rows = StepRows()
+        self._step_candidates = StepCandidates()
         self._counters: StepCounters | None = None
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
@@ -158,6 +158,8 @@ class DenoisingModelRunner(RunnerInterface):
         if gone:
             self.packer.forget(gone)
         for state in gone:
+            if state.request_id in scheduler_output.finished_req_ids:
+                state.log_passes()
             if self.store is not None:
                 for rows in state.pattern_rows:
                     self.store.release(rows)
@@ -166,14 +168,11 @@ class DenoisingModelRunner(RunnerInterface):
 
     def _denoise(self, states: Sequence[RequestState]) -> None:
         """Advance every request by one step; waits for the device once."""
-        counts = [state.num_to_unmask() for state in states]
         # A step that decides nothing and builds no pattern changes nothing: not computed.
-        active = [i for i, state in enumerate(states) if counts[i] > 0 or state.builds_patterns()]
+        active = [i for i, state in enumerate(states) if state.decides() or state.builds_patterns()]
         decided: dict[int, npt.NDArray[np.int64]] = {}
         if active:
-            tokens = self._forward_and_decode(
-                [states[i] for i in active], [counts[i] for i in active]
-            )
+            tokens = self._forward_and_decode([states[i] for i in active])
             start = 0
             for i in active:
                 end = start + states[i].candidates.size
@@ -182,13 +181,11 @@ class DenoisingModelRunner(RunnerInterface):
         for i, state in enumerate(states):
             state.commit(decided.get(i))
 
-    def _forward_and_decode(
-        self, states: Sequence[RequestState], counts: Sequence[int]
-    ) -> npt.NDArray[np.int64]:
+    def _forward_and_decode(self, states: Sequence[RequestState]) -> npt.NDArray[np.int64]:
         """Run the passes and decide.
 
         Returns:
-            int64 [rows]: the token each candidate is decided to be, or -1, request by request.
+            int64 [candidates], request by request, see `BatchDecoder.decode`.
         """
         building = [state for state in states if state.builds_patterns()]
         for state in building:
@@ -206,33 +203,33 @@ class DenoisingModelRunner(RunnerInterface):
         self._tokens.fill(batch, 0)
         output = self.run_pass(batch)
         # The device works: what the host prepares from here on costs no time.
-        rows = self._step_rows.decode_rows(states, counts)
+        candidates = self._step_candidates.of(states)
         shift = 1 if self.model.logit_shift else 0
-        source = hidden_rows(batch.starts, states, rows, 0, shift)
+        source = hidden_rows(batch.starts, states, candidates, 0, shift)
         hidden = output[to_device(source, self.device)]
-        guided_rows = np.flatnonzero((rows.cfg_scale > 0)[rows.request])
+        guided = np.flatnonzero((candidates.cfg_scale > 0)[candidates.request])
         unconditional: torch.Tensor | None = None
-        if guided_rows.size:
-            unconditional = hidden.new_empty((guided_rows.size, hidden.shape[1]))
-            self._take_unconditional(unconditional, output, batch, states, rows, guided_rows)
+        if guided.size:
+            unconditional = hidden.new_empty((guided.size, hidden.shape[1]))
+            self._take_unconditional(unconditional, output, batch, states, candidates, guided)
         del output
         if second:
             batch = self.packer.pack(second)
             self._tokens.fill(batch, 1)
             output = self.run_pass(batch)
             if unconditional is not None:
-                self._take_unconditional(unconditional, output, batch, states, rows, guided_rows)
+                self._take_unconditional(unconditional, output, batch, states, candidates, guided)
             del output
 
-        tokens = self.decoder.decode(rows, hidden, unconditional, self.model.compute_logits)
-        num_rows = len(tokens)
+        tokens = self.decoder.decode(candidates, hidden, unconditional, self.model.compute_logits)
+        num_candidates = len(tokens)
         if building and self.store is not None:
             # One copy for both: it waits for the device.
             tokens = torch.cat([tokens, kept_blocks(building, self.store)])
         result: npt.NDArray[np.int64] = tokens.cpu().numpy()
         if building and self.store is not None:
-            report_density(building, result[num_rows:], self.store, self._counters)
-        return result[:num_rows]
+            report_density(building, result[num_candidates:], self.store, self._counters)
+        return result[:num_candidates]
 
     def run_pass(self, batch: PackedBatch) -> torch.Tensor:
         """Hidden states [tokens, hidden_size] of a batch whose tokens have been copied, valid until
@@ -266,14 +263,14 @@ class DenoisingModelRunner(RunnerInterface):
         output: torch.Tensor,
         batch: PackedBatch,
         states: Sequence[RequestState],
-        rows: DecodeRows,
-        guided_rows: npt.NDArray[np.intp],
+        candidates: Candidates,
+        guided: npt.NDArray[np.intp],
     ) -> None:
-        """Copy the guidance sequences' hidden states that a pass has, one per guided row."""
+        """Copy the guidance sequences' hidden states that a pass has, one per guided candidate."""
         in_pass = np.array([(state.request_id, 1) in batch.starts for state in states])
-        chosen = np.flatnonzero(in_pass[rows.request[guided_rows]])
+        chosen = np.flatnonzero(in_pass[candidates.request[guided]])
         shift = 1 if self.model.logit_shift else 0
-        source = hidden_rows(batch.starts, states, rows, 1, shift, guided_rows[chosen])
+        source = hidden_rows(batch.starts, states, candidates, 1, shift, guided[chosen])
         unconditional[to_device(chosen, self.device)] = output[to_device(source, self.device)]
 
     def _allocate_patterns(self, state: RequestState) -> None:
@@ -296,6 +293,6 @@ class DenoisingModelRunner(RunnerInterface):
         self.store = None
         self.model = None
         # They hold tensors of the device too; nothing runs any more.
-        for name in ("packer", "decoder", "_step_rows", "_tokens"):
+        for name in ("packer", "decoder", "_step_candidates", "_tokens"):
             vars(self).pop(name, None)
         gc.collect()
