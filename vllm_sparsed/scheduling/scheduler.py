@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +24,7 @@ from vllm_sparsed.models.special_tokens import with_end_tokens
 from vllm_sparsed.planning.request_plan import RequestPlan, plan_request
 from vllm_sparsed.scheduling.metrics import StepCounters
 from vllm_sparsed.scheduling.turns import FairTurns, Turn
+from vllm_sparsed.worker.step_output import StepReport
 
 logger = init_logger(__name__)
 
@@ -148,6 +149,18 @@ class DenoisingScheduler(Scheduler):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
+        """As vLLM's, after a look at what the workers report of each request."""
+        reports: Mapping[str, StepReport] = getattr(model_runner_output, "reports", {})
+        for request_id, report in reports.items():
+            progress = self._progress.get(request_id)
+            if progress is None:
+                continue  # aborted meanwhile
+            if report.error is not None:
+                self._fail(request_id, report.error)
+                continue
+            self._counters.add(report, progress.plan.canvas_len)
+            if report.next_tokens:
+                progress.next_tokens = progress.next_cost = report.next_tokens
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if self._errors:
             for client_outputs in outputs.values():
@@ -220,7 +233,6 @@ class DenoisingScheduler(Scheduler):
             num_computed_tokens=[request.num_computed_tokens for request in continuing],
             num_output_tokens=[request.num_output_tokens for request in continuing],
         )
-        dense_steps = sparse_steps = 0
         for request in chosen:
             progress = self._progress[request.request_id]
             tokens = progress.next_tokens
@@ -228,12 +240,7 @@ class DenoisingScheduler(Scheduler):
             output.total_num_scheduled_tokens += tokens
             request.num_in_flight_tokens += tokens
             request.is_prefill_chunk = False
-            if progress.plan.is_sparse_step(progress.step):
-                sparse_steps += 1
-            else:
-                dense_steps += 1
             progress.step += 1
-        self._counters.add(dense_steps, sparse_steps)
 
         output.finished_req_ids = self.finished_req_ids
         output.preempted_req_ids = self.reset_preempted_req_ids
