@@ -61,6 +61,7 @@ class RequestParameters:
     cfg_scale: float
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
+    show_canvas: bool
     sparsed_enabled: bool
     sparsed_dense_if_faster: bool
     sparsed_skip: float
@@ -173,6 +174,8 @@ def request_parameters(
         ParameterError: an unknown name, a bad value, or more than the server allows.
     """
     values: dict[str, Any] = asdict(settings.defaults)
+    # The server's is a permission: who reads a canvas reads an answer, so each request asks.
+    values["show_canvas"] = False
     for key, value in (extra_args or {}).items():
         parameter = _BY_REQUEST_KEY.get(key)
         if parameter is not None:
@@ -186,6 +189,11 @@ def request_parameters(
         raise ParameterError(
             "sparsed_enabled is true, but this server attends densely: start it with "
             "--attention-backend sparsed and without sparsed.enabled=false."
+        )
+    if parameters.show_canvas and not settings.defaults.show_canvas:
+        raise ParameterError(
+            "diffusion_show_canvas is true, but this server shows no canvases: start it with "
+            """--additional-config '{"diffusion": {"show_canvas": true}}'."""
         )
     select, block_size = parameters.sparsed_select, parameters.sparsed_block_size
     if select is not None and select > settings.largest_select:

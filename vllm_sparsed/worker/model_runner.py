@@ -32,6 +32,7 @@ from vllm_sparsed.worker.memory_errors import fits_in_memory
 from vllm_sparsed.worker.packing import BatchPacker, PackedBatch, PackedSequence
 from vllm_sparsed.worker.request_state import RequestState
 from vllm_sparsed.worker.runner_interface import RunnerInterface
+from vllm_sparsed.worker.shown_canvases import ShownCanvases
 from vllm_sparsed.worker.step_rows import StepRows, hidden_rows
 from vllm_sparsed.worker.token_buffer import TokenBuffer
 
@@ -56,6 +57,7 @@ class DenoisingModelRunner(RunnerInterface):
         self.device = device
         self.settings = engine_settings(vllm_config)
         self.requests: dict[str, RequestState] = {}
+        self.shown_canvases = ShownCanvases()
         self.store: PatternStore | None = None
         self.packer: BatchPacker
         self.decoder: BatchDecoder
@@ -160,6 +162,7 @@ class DenoisingModelRunner(RunnerInterface):
         if gone:
             self.packer.forget(gone)
         for state in gone:
+            self.shown_canvases.end(state)
             if self.store is not None:
                 for rows in state.pattern_rows:
                     self.store.release(rows)

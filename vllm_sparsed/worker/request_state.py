@@ -32,6 +32,9 @@ class RequestState:
         candidates: positions that may be unmasked in this step, ascending: the masked ones of the
             current block. A mask token inside the prompt is decided with the first block.
         num_sent: canvas tokens already handed to the client.
+        passes: steps done that ran the model.
+        decided_in: int32 [prompt + canvas], the step, from 1, that decided each position; 0: none
+            yet. None where nobody may watch.
         pattern_rows: of the pattern store, per sequence; empty until the patterns are built.
     """
 
@@ -44,7 +47,9 @@ class RequestState:
     tokens: Tokens
     given: npt.NDArray[np.bool_]
     num_sent: int
+    decided_in: npt.NDArray[np.int32] | None
     step: int = 0
+    passes: int = 0
     block: int = 0
     block_step: int = 0
     block_masks: int = 0
@@ -70,6 +75,7 @@ class RequestState:
             mask_token_id=settings.mask_token_id,
             tokens=tokens,
             given=tokens != settings.mask_token_id,
+            decided_in=np.zeros(plan.seq_len, np.int32) if plan.parameters.show_canvas else None,
             num_sent=len(data.prefill_token_ids or data.prompt_token_ids) - plan.prompt_len,
         )
         state._start_block(0)
@@ -133,7 +139,10 @@ class RequestState:
             nothing.
         """
         if tokens is not None:
+            self.passes += 1
             decided = tokens >= 0
+            if self.decided_in is not None:
+                self.decided_in[self.candidates[decided]] = self.step + 1
             self.tokens[self.candidates[decided]] = tokens[decided]
             # A position that is decided to be the mask token stays one.
             still_masked = self.tokens[self.candidates] == self.mask_token_id
