@@ -22,8 +22,11 @@ from vllm_sparsed.config.parameters import (
 from vllm_sparsed.kernels import block_sparse_attention
 
 SERVER = parse_server_settings({}, "low_confidence")
-# The pattern store of this one allows any request.
-WIDE = parse_server_settings({"sparsed": {"select": 1.0, "block_size": 16}}, "low_confidence")
+# This one allows any request.
+WIDE = parse_server_settings(
+    {"sparsed": {"select": 1.0, "block_size": 16}, "diffusion": {"show_canvas": True}},
+    "low_confidence",
+)
 
 GOOD = {
     "diffusion_steps": [(1, 1), (64.0, 64), (2**31 - 1, 2**31 - 1)],
@@ -55,6 +58,7 @@ GOOD = {
 FLAGS = (
     "diffusion_logits_eos_inf",
     "diffusion_confidence_eos_eot_inf",
+    "diffusion_show_canvas",
     "sparsed_enabled",
     "sparsed_dense_if_faster",
 )
@@ -213,6 +217,7 @@ def test_defaults() -> None:
             cfg_scale=0.0,
             logits_eos_inf=False,
             confidence_eos_eot_inf=False,
+            show_canvas=False,
             sparsed_enabled=True,
             sparsed_dense_if_faster=True,
             sparsed_skip=0.2,
@@ -442,3 +447,14 @@ def test_import_is_light() -> None:
         "assert not {'torch', 'vllm', 'numpy', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_canvases_are_shown_where_the_server_allows_it() -> None:
+    asked = {"diffusion_show_canvas": 1}
+    with pytest.raises(ParameterError, match=r"^diffusion_show_canvas is true, but this"):
+        request_parameters(asked, SERVER)
+    allowing = parse_server_settings({"diffusion": {"show_canvas": True}}, "low_confidence")
+    assert request_parameters(asked, allowing).show_canvas
+    # A permission, not a default.
+    assert not request_parameters({}, allowing).show_canvas
+    assert ServerSettings.from_json(allowing.to_json()) == allowing

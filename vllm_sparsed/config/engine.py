@@ -63,6 +63,11 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
         scheduler_config = vllm_config.scheduler_config
         server = server_settings(vllm_config)
         _check_sparse_attention(vllm_config, server)
+        if server.defaults.show_canvas and vllm_config.parallel_config.data_parallel_size > 1:
+            raise ValueError(
+                "diffusion.show_canvas is not supported with --data-parallel-size above 1, where a "
+                "question reaches the first engine alone; leave one of them out."
+            )
 
         vllm_config.parallel_config.worker_cls = (
             CPU_WORKER if current_platform.is_cpu() else GPU_WORKER

@@ -346,6 +346,14 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
     ),
     Parameter(
         "diffusion",
+        "show_canvas",
+        "boolean",
+        False,
+        "Show the canvas while it is decided, at `/v1/canvases/ID`; a request may ask for it where "
+        "the server's value is true, which is no default for requests.",
+    ),
+    Parameter(
+        "diffusion",
         "default_canvas",
         "integer",
         128,

@@ -71,6 +71,7 @@ class RequestParameters:
     cfg_scale: float
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
+    show_canvas: bool
     sparsed_enabled: bool
     sparsed_dense_if_faster: bool
     sparsed_skip: float
@@ -205,6 +206,8 @@ def request_parameters(
         elif key not in _FOREIGN_KEYS:
             raise _unknown(key, tuple(_BY_REQUEST_KEY))
     values: dict[str, Any] = asdict(settings.defaults)
+    # The server's is a permission: who reads a canvas reads an answer, so each request asks.
+    values["show_canvas"] = False
     if not PACES.keys().isdisjoint(given):
         # A pace of its own takes the place of the server's; so do its blocks, which go with one.
         values |= dict.fromkeys((*PACES, "block_add", "block_full"))
@@ -217,6 +220,11 @@ def request_parameters(
         raise ParameterError(
             "sparsed_enabled is true, but this server attends densely: start it with "
             "--attention-backend sparsed and without sparsed.enabled=false."
+        )
+    if parameters.show_canvas and not settings.defaults.show_canvas:
+        raise ParameterError(
+            "diffusion_show_canvas is true, but this server shows no canvases: start it with "
+            """--additional-config '{"diffusion": {"show_canvas": true}}'."""
         )
     select, block_size = parameters.sparsed_select, parameters.sparsed_block_size
     if select is not None and select > settings.largest_select:

@@ -36,6 +36,7 @@ from vllm_sparsed.worker.memory_errors import fits_in_memory
 from vllm_sparsed.worker.packing import BatchPacker, PackedBatch, PackedSequence
 from vllm_sparsed.worker.request_state import RequestState
 from vllm_sparsed.worker.runner_interface import RunnerInterface
+from vllm_sparsed.worker.shown_canvases import ShownCanvases
 from vllm_sparsed.worker.step_candidates import StepCandidates, hidden_rows
 from vllm_sparsed.worker.step_faults import Outcome, describe, run_apart_where_it_fails
 from vllm_sparsed.worker.step_output import ATTENTIONS, DenoisingOutput, StepReport
@@ -59,6 +60,7 @@ class DenoisingModelRunner(RunnerInterface):
         self.device = device
         self.settings = engine_settings(vllm_config)
         self.requests: dict[str, RequestState] = {}
+        self.shown_canvases = ShownCanvases()
         self.store: PatternStore | None = None
         self.packer: BatchPacker
         self.decoder: BatchDecoder
@@ -176,6 +178,7 @@ class DenoisingModelRunner(RunnerInterface):
         for state in gone:
             if state.request_id in scheduler_output.finished_req_ids:
                 state.log_passes()
+            self.shown_canvases.end(state)
             self._release_patterns(state)
         self._unstarted.clear()
         for data in scheduler_output.scheduled_new_reqs:

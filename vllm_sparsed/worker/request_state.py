@@ -56,6 +56,8 @@ class RequestState:
             each further open block.
         num_passes, num_decided: forward passes done, and tokens decided in them.
         last_candidates, last_decided: candidates and decided tokens of the last step.
+        decided_in: int32 [prompt + canvas], the pass, from 1, that decided each position; 0: none
+            yet. None where nobody may watch.
         pattern_rows: of the pattern store, per sequence; empty until the patterns are built.
     """
 
@@ -69,6 +71,7 @@ class RequestState:
     given: npt.NDArray[np.bool_]
     sent: Tokens
     num_sent: int
+    decided_in: npt.NDArray[np.int32] | None
     block: int = 0
     block_step: int = 0
     block_masks: int = 0
@@ -114,6 +117,7 @@ class RequestState:
             sent=sent,
             num_sent=sent.size,
             _first_steps=np.cumsum([0, *steps]),
+            decided_in=np.zeros(plan.seq_len, np.int32) if plan.parameters.show_canvas else None,
         )
         ends = np.array([block.end for block in plan.blocks])
         masks_in_prompt = not state.given[: plan.prompt_len].all()
@@ -203,6 +207,8 @@ class RequestState:
             decided = (tokens >= 0) & (tokens != self.mask_token_id)
             self._write(self.candidates[decided], tokens[decided])
             self.num_passes += 1
+            if self.decided_in is not None:
+                self.decided_in[self.candidates[decided]] = self.num_passes
             self.last_candidates, self.last_decided = self.candidates.size, int(decided.sum())
             self.num_decided += self.last_decided
         self.block_step += 1
