@@ -8,7 +8,6 @@ from vllm.model_executor.models.utils import WeightsMapper
 
 from vllm_sparsed.models.layers import STACKED_PROJECTIONS, MaskedDiffusionModel
 
-
 _OUTSIDE: Final = {
     "model.transformer.wte": "model.embed_tokens",
     "model.transformer.ln_f": "model.norm",
