@@ -2,21 +2,6 @@
 
 from typing import Any, Final
 
-# Rotary scalings whose angles depend on the position alone, and the keys that each needs.
-ROPE_KEYS: Final[dict[str, tuple[str, ...]]] = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "ntk": ("factor",),
-    "yarn": ("factor", "original_max_position_embeddings"),
-    "llama3": (
-        "factor",
-        "original_max_position_embeddings",
-        "low_freq_factor",
-        "high_freq_factor",
-    ),
-}
-
 # What each key may say. A key that is absent asks for nothing.
 _ALLOWED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
     "LLaDAConfig": {
@@ -64,15 +49,6 @@ def check_supported(hf_config: Any) -> None:
         raise ValueError(
             f"{name}: layer_types in config.json must all be 'full_attention', not {kinds}."
         )
-    rope_type = hf_config.rope_parameters["rope_type"]
-    if rope_type not in ROPE_KEYS:
-        raise ValueError(
-            f"{name}: rope_type={rope_type!r} is not supported; it must be one of "
-            f"{', '.join(ROPE_KEYS)}."
-        )
-    for key in ROPE_KEYS[rope_type]:
-        if hf_config.rope_parameters.get(key) is None:
-            raise ValueError(f"{name}: rope_parameters of rope_type={rope_type!r} need {key}.")
     for larger, smaller in (
         ("hidden_size", "num_attention_heads"),
         ("num_attention_heads", "num_key_value_heads"),

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final
 from transformers import PretrainedConfig
 
 from vllm_sparsed.models.registry import MODELS, UNSERVED, served_architectures, unserved_model
+from vllm_sparsed.models.rotary_parameters import complete_parameters, scaled_length
 
 
 class _CheckpointConfig(PretrainedConfig):
@@ -44,18 +45,15 @@ class _CheckpointConfig(PretrainedConfig):
             if value is None:
                 return
             name, value = "rope_parameters", {**self.rope_parameters, "rope_theta": value}
-        elif name in ("rope_scaling", "rope_parameters"):
-            name, value = "rope_parameters", self._complete(value)
+        if name in ("rope_scaling", "rope_parameters"):
+            present = self.__dict__.get("rope_parameters", {})
+            theta = present.get("rope_theta", self.default_theta)
+            name, value = "rope_parameters", complete_parameters(value, theta)
+            # vLLM takes the positions of these scalings from the configuration.
+            length = scaled_length(value)
+            if length > self.max_position_embeddings:
+                self.max_position_embeddings = length
         super().__setattr__(name, value)
-
-    def _complete(self, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-        complete = {"rope_type": "default", **(parameters or {})}
-        legacy_name = complete.pop("type", None)
-        if legacy_name is not None and "rope_type" not in (parameters or {}):
-            complete["rope_type"] = legacy_name
-        present = self.__dict__.get("rope_parameters", {})
-        complete.setdefault("rope_theta", present.get("rope_theta", self.default_theta))
-        return complete
 
 
 class LLaDAConfig(_CheckpointConfig):
