@@ -6,13 +6,16 @@ parts are imported when an engine of a diffusion model is configured.
 """
 
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from vllm_sparsed.attention.registration import restore_backend
-from vllm_sparsed.models.registry import MODELS
+from vllm_sparsed.models.registry import ENTRIES, MODELS
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
+
+TEMPLATES: Final = Path(__file__).parent / "models" / "chat_templates"
 
 
 class DeferredEngineConfig:
@@ -35,6 +38,9 @@ def register() -> None:
     from transformers import CONFIG_MAPPING
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.model_executor.models.registry import ModelRegistry
+    from vllm.transformers_utils.chat_templates.registry import (
+        _MODEL_TYPE_TO_CHAT_TEMPLATE_FALLBACK,
+    )
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
     from vllm_sparsed.models.checkpoint_config import CONFIGS, UNSERVED_CONFIGS
@@ -53,6 +59,13 @@ def register() -> None:
         if architecture not in supported:
             ModelRegistry.register_model(architecture, entry.model_class)
         MODELS_CONFIG_MAP[architecture] = DeferredEngineConfig
+    for entry in ENTRIES:
+        if (
+            entry.fallback_template
+            and entry.model_type not in _MODEL_TYPE_TO_CHAT_TEMPLATE_FALLBACK
+        ):
+            path = TEMPLATES / entry.fallback_template
+            _MODEL_TYPE_TO_CHAT_TEMPLATE_FALLBACK[entry.model_type] = path
 
 
 def _other_model_plugins() -> bool:
