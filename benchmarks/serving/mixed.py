@@ -29,7 +29,8 @@ from benchmarks.engine.denoising_engine import has_weights, model_path
 from benchmarks.measuring.environment import headline
 from benchmarks.measuring.rows import DEFAULT_FOLDER, RowFile, reason
 from benchmarks.serving.checkpoint import with_tokenizer
-from benchmarks.serving.server import SERVED_NAME, ServerError, complete, model_name, served
+from benchmarks.serving.server import SERVED_NAME, complete, model_name
+from examples.local_server import ServerError, served
 
 FILE: Final = "mixed_lengths.csv"
 PERCENTILES: Final = (50, 90, 99)
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 )
                 arguments = server_options(options, path, kinds)
                 log = options.output / "mixed_server.log"
-                with served(path, arguments, log, environment) as url:
+                with served(path, arguments, log, name=SERVED_NAME, environment=environment) as url:
                     failed = run(url, SERVED_NAME, kinds, options.delay, file, same)
     except (ServerError, OSError) as problem:
         print(problem, file=sys.stderr)
