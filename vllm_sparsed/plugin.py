@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SUPPORTED_VLLM: Final = ("0.32", "0.33")
 """Minor versions of vLLM that this release supports."""
 
+RENDERER_MODE: Final = "masked_diffusion"
+"""Name, among vLLM's tokenizer modes, of the usual tokenizer with our checks of prompts."""
+
 
 class DeferredEngineConfig:
     """vLLM's configuration hook of the diffusion models; imports the real one when called."""
@@ -91,6 +94,8 @@ def _enter(undo: list[Callable[[], object]]) -> None:
     """Enter everything; `undo` receives what takes each entry back."""
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.model_executor.models.registry import ModelRegistry
+    from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.tokenizers.registry import TokenizerRegistry
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
@@ -113,6 +118,9 @@ def _enter(undo: list[Callable[[], object]]) -> None:
             undo.append(partial(ModelRegistry.models.pop, architecture, None))
             ModelRegistry.register_model(architecture, entry.model_class)
         put(MODELS_CONFIG_MAP, architecture, DeferredEngineConfig)
+    put(TokenizerRegistry.tokenizers, RENDERER_MODE, TokenizerRegistry.tokenizers["hf"])
+    renderer = ("vllm_sparsed.frontend.renderer", "MaskedDiffusionRenderer")
+    put(RENDERER_REGISTRY.renderers, RENDERER_MODE, renderer)
     # Last, as they cannot be taken back; an unused name in the enum changes nothing.
     restore_backend()
     if BACKEND_NAME not in AttentionBackendEnum.__members__:

@@ -31,7 +31,8 @@ class RequestState:
         block_masks: masked positions it started with.
         candidates: positions that may be unmasked in this step, ascending: the masked ones of the
             current block. A mask token inside the prompt is decided with the first block.
-        num_sent: canvas tokens already handed to the client.
+        num_sent: tokens already handed to the client, of the canvas, or with infilling of the
+            whole sequence.
         pattern_rows: of the pattern store, per sequence; empty until the patterns are built.
     """
 
@@ -147,24 +148,25 @@ class RequestState:
                 self.block += 1
 
     def take_output(self) -> list[int]:
-        """Canvas tokens that became final since the last call: the client may have them.
+        """Tokens that became final since the last call: the client may have them.
 
         A token never changes once it is decided, and a mask of a finished block stays one; so the
         final prefix ends before the first mask of the current or a later block.
         """
-        prompt_len = self.plan.prompt_len
-        if self.block == len(self.plan.blocks):
-            end = self.plan.canvas_len
+        plan, first = self.plan, self.plan.first_output
+        if self.block == len(plan.blocks):
+            end = plan.seq_len
         else:
-            end = self.plan.blocks[self.block].end
-            # Candidates inside the prompt come first and hold nothing back.
-            first = int(self.candidates.searchsorted(prompt_len))
-            if first < self.candidates.size:
-                end = int(self.candidates[first]) - prompt_len
-        if end <= self.num_sent:
+            end = plan.prompt_len + plan.blocks[self.block].end
+            # Candidates before the first output come first and hold nothing back.
+            held = int(self.candidates.searchsorted(first))
+            if held < self.candidates.size:
+                end = int(self.candidates[held])
+        start = first + self.num_sent
+        if end <= start:
             return []
-        output: list[int] = self.tokens[prompt_len + self.num_sent : prompt_len + end].tolist()
-        self.num_sent = end
+        output: list[int] = self.tokens[start:end].tolist()
+        self.num_sent = end - first
         return output
 
     def _start_block(self, index: int) -> None:
