@@ -26,6 +26,9 @@ SUPPORTED_VLLM: Final = ("0.32", "0.33")
 
 TEMPLATES: Final = Path(__file__).parent / "models" / "chat_templates"
 
+RENDERER_MODE: Final = "masked_diffusion"
+"""Name, among vLLM's tokenizer modes, of the usual tokenizer with our checks of prompts."""
+
 
 class DeferredEngineConfig:
     """vLLM's configuration hook of the diffusion models; imports the real one when called."""
@@ -96,6 +99,8 @@ def _enter(undo: list[Callable[[], object]]) -> None:
     from transformers import CONFIG_MAPPING
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.model_executor.models.registry import ModelRegistry
+    from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.tokenizers.registry import TokenizerRegistry
     from vllm.transformers_utils.chat_templates.registry import (
         _MODEL_TYPE_TO_CHAT_TEMPLATE_FALLBACK,
     )
@@ -131,6 +136,9 @@ def _enter(undo: list[Callable[[], object]]) -> None:
             path = TEMPLATES / entry.fallback_template
             if entry.model_type not in _MODEL_TYPE_TO_CHAT_TEMPLATE_FALLBACK:
                 put(_MODEL_TYPE_TO_CHAT_TEMPLATE_FALLBACK, entry.model_type, path)
+    put(TokenizerRegistry.tokenizers, RENDERER_MODE, TokenizerRegistry.tokenizers["hf"])
+    renderer = ("vllm_sparsed.frontend.renderer", "MaskedDiffusionRenderer")
+    put(RENDERER_REGISTRY.renderers, RENDERER_MODE, renderer)
     # Last, as they cannot be taken back; an unused name in the enum changes nothing.
     restore_backend()
     if BACKEND_NAME not in AttentionBackendEnum.__members__:

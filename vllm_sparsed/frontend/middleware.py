@@ -11,7 +11,7 @@ Parameters of this package beside `vllm_xargs` instead of in it, which vLLM igno
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from starlette.responses import JSONResponse
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -36,6 +36,9 @@ ROUTES: Final = (
 )
 """The routes that take `vllm_xargs`; a server may have them below a root path."""
 
+# vLLM takes a lower temperature for 0.
+_GREEDY: Final = 1e-5
+
 _KEYS: Final = frozenset(parameter.request_key for parameter in PARAMETERS)
 
 # Turns of the event loop from the check of one prompt's parameters until that of every prompt of
@@ -47,7 +50,13 @@ _BEFORE_CHECKS: Final = (b"event: response.created", b"event: response.in_progre
 
 
 class RequestMiddleware:
-    """Pure ASGI, so that streams pass unbuffered and disconnections reach vLLM."""
+    """Pure ASGI, so that streams pass unbuffered and disconnections reach vLLM.
+
+    Attributes:
+        default_temperature: of a request that gives none.
+    """
+
+    default_temperature: ClassVar[float] = 0.0
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -59,7 +68,7 @@ class RequestMiddleware:
             return
         body, messages = await _read_body(receive)
         is_messages = path.endswith(MESSAGES)
-        error = _misplaced_parameter(body)
+        error = _body_error(body, self.default_temperature)
         if error is not None:
             await _error_answer(error, is_messages)(scope, receive, send)
             return
@@ -89,9 +98,9 @@ async def _read_body(receive: Receive) -> tuple[bytes, list[Message]]:
     return b"".join(message.get("body", b"") for message in messages), messages
 
 
-def _misplaced_parameter(body: bytes) -> VLLMValidationError | None:
-    """The error of a body with one of our parameters at its top level."""
-    if b'"diffusion_' not in body and b'"sparsed_' not in body:
+def _body_error(body: bytes, default_temperature: float) -> VLLMValidationError | None:
+    """The error of a body that vLLM would misunderstand, or refuse without saying why."""
+    if not any(key in body for key in (b'"diffusion_', b'"sparsed_', b'"n"')):
         return None
     try:
         fields = json.loads(body)
@@ -108,6 +117,16 @@ def _misplaced_parameter(body: bytes) -> VLLMValidationError | None:
                 parameter=key,
                 value=shown(value),
             )
+    n, temperature = fields.get("n"), fields.get("temperature")
+    if type(n) is not int or n < 2 or fields.get("use_beam_search"):
+        return None
+    if temperature is None and default_temperature < _GREEDY:
+        return VLLMValidationError(
+            f"n is {shown(n)}, but must be 1 at temperature 0, the default of this model: give a "
+            "temperature above 0.",
+            parameter="n",
+            value=shown(n),
+        )
     return None
 
 
