@@ -26,9 +26,6 @@ SUPPORTED_VLLM: Final = ("0.32", "0.33")
 
 TEMPLATES: Final = Path(__file__).parent / "models" / "chat_templates"
 
-RENDERER_MODE: Final = "masked_diffusion"
-"""Name, among vLLM's tokenizer modes, of the usual tokenizer with our checks of prompts."""
-
 
 class DeferredEngineConfig:
     """vLLM's configuration hook of the diffusion models; imports the real one when called."""
@@ -108,6 +105,7 @@ def _enter(undo: list[Callable[[], object]]) -> None:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     from vllm_sparsed.attention.registration import BACKEND_NAME, restore_backend
+    from vllm_sparsed.frontend import RENDERER_MODE
     from vllm_sparsed.models.checkpoint_config import CONFIGS, UNSERVED_CONFIGS
     from vllm_sparsed.models.dream_tokenizer import register_tokenizers
     from vllm_sparsed.models.registry import ENTRIES, MODELS

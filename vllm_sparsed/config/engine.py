@@ -24,13 +24,13 @@ from vllm_sparsed.config.settings import (
     server_settings,
     uses_sparse_backend,
 )
+from vllm_sparsed.frontend import RENDERER_MODE
 from vllm_sparsed.frontend.installation import install_middleware
 from vllm_sparsed.kernels.block_selection import MAX_BLOCKS
 from vllm_sparsed.kernels.block_sparse_attention import BLOCK_SIZES, flash_attention_4
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.models.checkpoint_check import check_supported
 from vllm_sparsed.models.special_tokens import set_special_tokens
-from vllm_sparsed.plugin import RENDERER_MODE
 from vllm_sparsed.scheduling.metrics import COUNTERS_KEY, export_step_counters, make_counters_folder
 
 if TYPE_CHECKING:
