@@ -30,6 +30,7 @@ from vllm_sparsed.kernels.block_selection import MAX_BLOCKS
 from vllm_sparsed.kernels.block_sparse_attention import BLOCK_SIZES, flash_attention_4
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.models.checkpoint_check import check_supported
+from vllm_sparsed.models.quantization_check import check_quantization
 from vllm_sparsed.models.special_tokens import set_special_tokens
 from vllm_sparsed.scheduling.metrics import COUNTERS_KEY, export_step_counters, make_counters_folder
 
@@ -59,6 +60,7 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
             ParameterError: a bad value in `--additional-config`.
         """
         check_supported(vllm_config.model_config.hf_config)
+        check_quantization(vllm_config.model_config)
         set_special_tokens(vllm_config.model_config)
         _refuse_unsupported(vllm_config)
         _report_without_effect(vllm_config)
