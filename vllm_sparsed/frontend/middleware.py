@@ -32,9 +32,13 @@ ROUTES: Final = (
     "/v1/chat/completions",
     "/v1/responses",
     MESSAGES,
+    "/v1/chat/completions/batch",
+    "/cohere/v2/chat",
     "/invocations",
 )
 """The routes that take `vllm_xargs`; a server may have them below a root path."""
+
+_GENERATE: Final = "/inference/v1/generate"  # takes SamplingParams, with their extra_args
 
 # vLLM takes a lower temperature for 0.
 _GREEDY: Final = 1e-5
@@ -63,7 +67,11 @@ class RequestMiddleware:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         path = str(scope.get("path", ""))
-        if scope["type"] != "http" or scope["method"] != "POST" or not path.endswith(ROUTES):
+        if (
+            scope["type"] != "http"
+            or scope["method"] != "POST"
+            or not path.endswith((*ROUTES, _GENERATE))
+        ):
             await self.app(scope, receive, send)
             return
         body, messages = await _read_body(receive)
