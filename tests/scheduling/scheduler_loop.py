@@ -127,7 +127,8 @@ class SchedulerLoop:
             self.steps_of[name].append(self.steps)
             state = self.states[name]
             decided = [-1] * state.candidates.size
-            for i in range(min(state.num_to_unmask(), len(decided))):
+            quota = sum(selection.quota for selection in state.selections)
+            for i in range(min(quota, len(decided))):
                 decided[i] = 3 + int(state.candidates[i]) % 100
             state.commit(np.array(decided))
         self.steps += 1
