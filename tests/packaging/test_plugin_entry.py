@@ -48,6 +48,7 @@ def test_register_imports_nothing_that_only_a_diffusion_model_needs(tmp_path: Pa
             "vllm_sparsed",
             "vllm_sparsed.attention",
             "vllm_sparsed.attention.registration",
+            "vllm_sparsed.frontend",
             "vllm_sparsed.models",
             "vllm_sparsed.models.checkpoint_config",
             "vllm_sparsed.models.dream_tokenizer",

@@ -133,7 +133,8 @@ class SchedulerLoop:
                 continue
             state = self.states[name]
             decided = [-1] * state.candidates.size
-            for i in range(min(state.selections[0].quota if state.decides() else 0, len(decided))):
+            quota = sum(selection.quota for selection in state.selections)
+            for i in range(min(quota, len(decided))):
                 decided[i] = 3 + int(state.candidates[i]) % 100
             reports[name] = StepReport("dense", len(decided), sum(x >= 0 for x in decided))
             state.commit(np.array(decided))
