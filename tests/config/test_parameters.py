@@ -23,7 +23,10 @@ from vllm_sparsed.kernels import block_sparse_attention
 
 SERVER = parse_server_settings({}, "low_confidence")
 # The pattern store of this one allows any request.
-WIDE = parse_server_settings({"sparsed": {"select": 1.0, "block_size": 16}}, "low_confidence")
+WIDE = parse_server_settings(
+    {"sparsed": {"select": 1.0, "block_size": 16}, "diffusion": {"kv_reuse": "window"}},
+    "low_confidence",
+)
 
 GOOD = {
     "diffusion_steps": [(1, 1), (64.0, 64), (2**31 - 1, 2**31 - 1)],
@@ -42,6 +45,11 @@ GOOD = {
     "diffusion_alg_temp": [(0, 0.0), (0.5, 0.5), (3, 3.0)],
     "diffusion_eps": [(1e-3, 1e-3), (0.999, 0.999)],
     "diffusion_cfg_scale": [(0, 0.0), (1.5, 1.5)],
+    "diffusion_kv_reuse": [(name, name) for name in ("none", "prefix", "dual", "window")],
+    "diffusion_warmup_passes": [(1, 1), (3.0, 3)],
+    "diffusion_refresh_tokens": [(1, 1), (128.0, 128)],
+    "diffusion_refresh_passes": [(1, 1), (7, 7)],
+    "diffusion_window_margin": [(0, 0), (64, 64)],
     "sparsed_skip": [(0, 0.0), (0.99, 0.99)],
     "sparsed_select": [(1, 1.0), (0.01, 0.01)],
     "sparsed_block_size": [(16, 16), (32, 32), (64.0, 64), (128, 128)],
@@ -64,6 +72,11 @@ BAD = {
     "diffusion_alg_temp": [*NOT_NUMBERS, -0.1, 1e7, None],
     "diffusion_eps": [*NOT_NUMBERS, 0, 1, 1.0, -1e-9],
     "diffusion_cfg_scale": [*NOT_NUMBERS, -1e-9, 1e7],
+    "diffusion_kv_reuse": [1, True, "", "Window", ["dual"]],
+    "diffusion_warmup_passes": [*NOT_NUMBERS, 0, -1, 1.5, 2**31],
+    "diffusion_refresh_tokens": [*NOT_NUMBERS, 0, -1, 1.5, 2**31],
+    "diffusion_refresh_passes": [*NOT_NUMBERS, 0, -1, 1.5, 2**31],
+    "diffusion_window_margin": [*NOT_NUMBERS, -1, 0.5, 2**31],
     "sparsed_skip": [*NOT_NUMBERS, 1, 1.0, -0.1],
     "sparsed_select": [*NOT_NUMBERS, 0, 1.01],
     "sparsed_block_size": [*NOT_NUMBERS, 8, 48, 256, 32.5],
@@ -184,6 +197,11 @@ def test_defaults() -> None:
             cfg_scale=0.0,
             logits_eos_inf=False,
             confidence_eos_eot_inf=False,
+            kv_reuse="none",
+            warmup_passes=1,
+            refresh_tokens=None,
+            refresh_passes=None,
+            window_margin=16,
             sparsed_enabled=True,
             sparsed_dense_if_faster=True,
             sparsed_skip=0.2,
@@ -191,6 +209,7 @@ def test_defaults() -> None:
             sparsed_block_size=None,
         ),
         default_canvas=128,
+        kv_reuse_pages=None,
         sparsed_max_canvas=None,
         sparsed_flash_attention_4=True,
     )
