@@ -68,12 +68,14 @@ class ReuseProgress:
         passes_since: taken since the last refresh, itself included.
         decided_since: tokens decided in these, each pass counting for at least one.
         block_start: start of the block of the last pass; -1 before the first.
+        has_patterns: whether a refresh has built the patterns.
     """
 
     passes: int = 0
     passes_since: int = 0
     decided_since: int = 0
     block_start: int = -1
+    has_patterns: bool = False
 
     def window(self, policy: ReusePolicy, block: OpenBlock, seq_len: int) -> tuple[int, int] | None:
         """Rows [start, end) of the coming pass; None: all, a refresh."""

@@ -17,6 +17,7 @@ from vllm_sparsed.config.settings import engine_settings
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.planning.request_plan import RequestPlan, plan_request
 from vllm_sparsed.scheduling.metrics import StepCounters
+from vllm_sparsed.scheduling.pages import RequestPages
 
 logger = init_logger(__name__)
 
@@ -35,8 +36,9 @@ class DenoisingScheduler(Scheduler):
     A request reserves its tokens (prompt and canvas; twice where it is guided) for as long as it
     runs, and is admitted once they fit `max_num_batched_tokens` and its block patterns fit the
     pattern store: what runs always fits. Waiting requests are admitted strictly in the order of
-    the policy (FCFS or priority): none is overtaken, so none starves. There is no key/value cache;
-    a preempted request starts again at its first step.
+    the policy (FCFS or priority): none is overtaken, so none starves. A request that keeps keys and
+    values takes all its pages when it is admitted; a preempted one gives them back and starts again
+    at its first step.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -46,6 +48,7 @@ class DenoisingScheduler(Scheduler):
         self._progress: dict[str, _Progress] = {}
         self._counters = StepCounters.for_writing(self.vllm_config)
         self._num_unseeded = itertools.count()
+        self._pages = RequestPages(self.kv_cache_manager, self.kv_cache_config.num_blocks)
 
     def add_request(self, request: Request) -> None:
         """Queue a request; one that could not be run is finished as an error, harming no other.
@@ -104,7 +107,11 @@ class DenoisingScheduler(Scheduler):
 
         output = SchedulerOutput.make_empty()
         output.scheduled_new_reqs = [
-            NewRequestData.from_request(request, (), list(request.all_token_ids))
+            NewRequestData.from_request(
+                request,
+                self._pages.block_ids(request, self._progress[request.request_id].plan),
+                list(request.all_token_ids),
+            )
             for request in admitted
         ]
         output.scheduled_cached_reqs = CachedRequestData(
@@ -157,6 +164,8 @@ class DenoisingScheduler(Scheduler):
             plan = progress.plan
             if plan.reserved_tokens > free_tokens or plan.num_pattern_rows > free_rows:
                 break
+            if not self._pages.take(request, plan):
+                break
             free_tokens -= plan.reserved_tokens
             free_rows -= plan.num_pattern_rows
             self.waiting.pop_request()
@@ -169,6 +178,10 @@ class DenoisingScheduler(Scheduler):
             self.running.append(request)
             admitted.append(request)
         return admitted
+
+    def _free_request_blocks(self, request: Request) -> None:
+        """Also those of the request's second sequence, of which vLLM does not know."""
+        self._pages.free(request)
 
     def _plan(self, request: Request) -> _Progress:
         assert request.prompt_token_ids is not None and request.sampling_params is not None

@@ -1,5 +1,6 @@
 """Runs the denoising steps: forward passes, decisions, tokens out."""
 
+import contextlib
 import gc
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ from vllm.utils.mem_utils import DeviceMemoryProfiler, format_gib
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
+from vllm.v1.worker.utils import allocate_kv_cache, bind_kv_cache, clear_layer_kv_caches
 
 from vllm_sparsed.attention.pattern_store import PatternStore
 from vllm_sparsed.config.parameter_table import BLOCK_SIZE_BY_LENGTH, SELECT_BY_LENGTH
@@ -63,6 +65,7 @@ class DenoisingModelRunner(RunnerInterface):
         self._tokens = TokenBuffer(self.settings.max_batch_tokens, device)
         self._step_rows = StepRows()
         self._counters: StepCounters | None = None
+        self._is_prepared = False
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
         """Load the model through vLLM's loaders and set up what depends on its dimensions."""
@@ -91,11 +94,36 @@ class DenoisingModelRunner(RunnerInterface):
         kv_cache_config: KVCacheConfig,
         kv_cache_allocation_context: AbstractContextManager[Any] | None = None,
     ) -> None:
-        """There is no key/value cache; the pattern store is allocated in its place.
+        """Allocate the pattern store and, where keys and values are kept, vLLM's pages for them.
 
         Raises:
-            StartupError: it does not fit in memory.
+            StartupError: they do not fit in memory.
         """
+        self.prepare()
+        if not kv_cache_config.kv_cache_tensors:
+            return
+        layout = self.vllm_config.cache_config.get_resolved_kv_cache_layout()
+        size = format_gib(kv_cache_config.kv_cache_tensors[0].size)
+        with (
+            fits_in_memory(f"The store of keys and values of {size} GiB"),
+            kv_cache_allocation_context or contextlib.nullcontext(),
+        ):
+            kv_caches = allocate_kv_cache(kv_cache_config, self.device, layout)
+        bind_kv_cache(
+            kv_caches,
+            self.vllm_config.compilation_config.static_forward_context,
+            self.kv_caches,
+        )
+
+    def prepare(self) -> None:
+        """Allocate the pattern store and set up what packs and records passes; once.
+
+        Raises:
+            StartupError: the store does not fit in memory.
+        """
+        if self._is_prepared:
+            return
+        self._is_prepared = True
         layers = get_layers_from_vllm_config(self.vllm_config, Attention)
         first_rank = get_tensor_model_parallel_rank() == 0
         size = self.settings.store
@@ -166,8 +194,7 @@ class DenoisingModelRunner(RunnerInterface):
     def _denoise(self, states: Sequence[RequestState]) -> None:
         """Advance every request by one step; waits for the device once."""
         counts = [state.num_to_unmask() for state in states]
-        # A step that decides nothing and builds no pattern changes nothing: not computed.
-        active = [i for i, state in enumerate(states) if counts[i] > 0 or state.builds_patterns()]
+        active = [i for i, state in enumerate(states) if state.takes_pass()]
         decided: dict[int, npt.NDArray[np.int64]] = {}
         if active:
             tokens = self._forward_and_decode(
@@ -175,7 +202,7 @@ class DenoisingModelRunner(RunnerInterface):
             )
             start = 0
             for i in active:
-                end = start + states[i].candidates.size
+                end = start + states[i].pass_candidates().size
                 decided[i] = tokens[start:end]
                 start = end
         for i, state in enumerate(states):
@@ -198,7 +225,9 @@ class DenoisingModelRunner(RunnerInterface):
         second: list[PackedSequence] = []
         for state in states:
             if state.plan.guided:
-                in_turn = state.plan.reserved_tokens < 2 * state.plan.seq_len
+                in_turn = state.window is None and (
+                    state.plan.reserved_tokens < 2 * state.plan.seq_len
+                )
                 (second if in_turn else first).append((state, 1))
 
         batch = self.packer.pack(first, 0)
@@ -292,6 +321,8 @@ class DenoisingModelRunner(RunnerInterface):
         """Free the device's memory."""
         self.requests.clear()
         self.graphs = None
+        clear_layer_kv_caches(get_layers_from_vllm_config(self.vllm_config, Attention).values())
+        self.kv_caches.clear()
         self.store = None
         self.model = None
         # They hold tensors of the device too; nothing runs any more.

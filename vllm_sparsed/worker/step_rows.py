@@ -27,11 +27,13 @@ class StepRows:
         if self._states != list(states):
             self._states = list(states)
             self._without_candidates = _without_candidates(states)
-        lengths = [state.candidates.size for state in states]
+        candidates = [state.pass_candidates() for state in states]
         return replace(
             self._without_candidates,
-            request=np.repeat(np.arange(len(states), dtype=np.int32), lengths),
-            position=np.concatenate([state.candidates for state in states]).astype(np.int32),
+            request=np.repeat(
+                np.arange(len(states), dtype=np.int32), [one.size for one in candidates]
+            ),
+            position=np.concatenate(candidates).astype(np.int32),
             step=np.array([state.step for state in states], dtype=np.int64),
             num_to_unmask=np.array(counts, dtype=np.int64),
             unmask_probability=np.array(
@@ -75,15 +77,17 @@ def hidden_rows(
     """Packed rows whose hidden states decide the candidates (all, or a subset of them).
 
     Args:
-        starts: first packed token of each sequence, by request id and sequence index.
+        starts: first packed row of each sequence, by request id and sequence index.
         states: of the requests of `rows`.
         rows: the candidates.
         sequence: 0 conditional, 1 unconditional.
-        shift: 1 where row p - 1 decides position p, as in Dream (row 0 is used twice).
+        shift: 1 where row p - 1 decides position p, as in Dream. Where that row is not computed the
+            first one stands in for it: row 0, or as in Fast-dLLM that of the window.
         subset: indices into `rows`; None: all.
     """
     first = np.array([starts.get((s.request_id, sequence), 0) for s in states], dtype=np.int64)
+    first_position = np.array([state.rows[0] for state in states], dtype=np.int64)
     request, position = rows.request, rows.position
     if subset is not None:
         request, position = request[subset], position[subset]
-    return first[request] + np.maximum(position - shift, 0)
+    return first[request] + np.maximum(position - shift - first_position[request], 0)

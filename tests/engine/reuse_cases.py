@@ -1,0 +1,146 @@
+"""The golden cases of the reuse modes, as requests, and what an engine does with them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm import LLM, SamplingParams
+
+from tests.engine.golden_cases import GOLDEN
+from tests.engine.inspection import runner_of
+
+PACES = {
+    "threshold": ("threshold", "threshold"),
+    "factor": ("factor", "factor"),
+    "entropy_bound": ("entropy_bound", "gamma"),
+    "entropy_threshold": ("entropy_threshold", "threshold"),
+}
+
+
+@dataclass(frozen=True)
+class ReuseCase:
+    """One case of golden/parallel or golden/window."""
+
+    model: str
+    name: str
+    prompt: list[int]
+    params: dict[str, Any]
+    expected: list[int]
+    history: list[dict[str, Any]]
+    last_rank: int
+
+    @property
+    def is_scheduled(self) -> bool:
+        return self.params["alg"] not in PACES
+
+    def extra_args(self) -> dict[str, Any]:
+        params = self.params
+        mode = params.get("cache", "window")
+        args: dict[str, Any] = {
+            "diffusion_kv_reuse": mode,
+            "diffusion_block_length": params["block"],
+            "sparsed_enabled": 0,
+        }
+        if self.is_scheduled:
+            args |= {"diffusion_steps": params["steps"], "diffusion_alg": params["alg"]}
+        else:
+            name, key = PACES[params["alg"]]
+            args[f"diffusion_{name}"] = params[key]
+            if self.model == "dream-gqa":
+                args["diffusion_alg"] = "maskgit_plus"
+        if mode == "window":
+            args |= {
+                "diffusion_refresh_tokens": params["refresh_tokens"],
+                "diffusion_window_margin": params["margin"],
+                "diffusion_warmup_passes": params["warmup"],
+            }
+            if "refresh_passes" in params:
+                args["diffusion_refresh_passes"] = params["refresh_passes"]
+        if "sparsed" in params:
+            args["sparsed_enabled"] = 1
+            args |= {f"sparsed_{name}": value for name, value in params["sparsed"].items()}
+        return args
+
+    def sampling_params(self, **changes: Any) -> SamplingParams:
+        return SamplingParams(
+            temperature=0.0,
+            max_tokens=self.params["gen"],
+            ignore_eos=True,
+            detokenize=False,
+            extra_args=self.extra_args() | changes,
+        )
+
+
+def load_reuse_cases(model: str) -> list[ReuseCase]:
+    cases = []
+    for folder in ("parallel", "window"):
+        data = json.loads((GOLDEN / folder / f"{model}.json").read_text())
+        cases += [
+            ReuseCase(
+                model=model,
+                name=f"{folder}-{model}-{index}",
+                prompt=case["prompt_token_ids"],
+                params=case["params"],
+                expected=case["output_token_ids"],
+                history=case["history"],
+                last_rank=case.get("last_rank", 0) if case.get("source") == "fast-dllm" else 0,
+            )
+            for index, case in enumerate(data)
+            if case["params"].get("cache") != "none"
+        ]
+    return cases
+
+
+@dataclass
+class Recorded:
+    """What the runner computed for one request."""
+
+    tokens: list[int] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def run_recorded(llm: LLM, cases: Sequence[ReuseCase], abort: str = "") -> dict[str, Recorded]:
+    """Run the cases together and record every pass, in the form of the golden histories."""
+    runner = runner_of(llm)
+    recorded = {case.name: Recorded() for case in cases}
+    denoise = runner._forward_and_decode
+
+    def watch(states: Any, *arguments: Any) -> Any:
+        before = []
+        for state in states:
+            window = state.window
+            attention = "build" if state.builds_patterns() else "dense"
+            before.append((window, "sparse" if state.is_sparse() else attention))
+        positions = [state.pass_candidates().copy() for state in states]
+        result = denoise(states, *arguments)
+        start = 0
+        for state, (window, attention), candidates in zip(states, before, positions, strict=True):
+            tokens = result[start : start + candidates.size]
+            start += candidates.size
+            prompt_len = state.plan.prompt_len
+            recorded[state.request_id.rsplit("-", 1)[0]].history.append(
+                {
+                    "rows": "full" if window is None else [row - prompt_len for row in window],
+                    "attention": attention,
+                    "decided": [
+                        [int(p) - prompt_len, int(t)]
+                        for p, t in zip(candidates, tokens, strict=True)
+                        if t >= 0
+                    ],
+                }
+            )
+        return result
+
+    runner._forward_and_decode = watch  # type: ignore[method-assign]
+    try:
+        for case in cases:
+            llm.llm_engine.add_request(
+                case.name, {"prompt_token_ids": case.prompt}, case.sampling_params()
+            )
+        while llm.llm_engine.has_unfinished_requests():
+            for output in llm.llm_engine.step():
+                recorded[output.request_id].tokens = list(output.outputs[0].token_ids)
+    finally:
+        del runner._forward_and_decode
+    return recorded
