@@ -24,7 +24,6 @@ class DenoisingWorkerMixin:
     def _make_model_runner(self) -> DenoisingModelRunner:
         return DenoisingModelRunner(self.vllm_config, self.device)
 
-    @torch.inference_mode()
     def determine_available_memory(self) -> int:
         """Bytes for the pages of keys and values, beside weights, a full batch and the patterns.
 
@@ -34,8 +33,8 @@ class DenoisingWorkerMixin:
         Raises:
             StartupError: the batch does not fit, or the pages of one sequence do not.
         """
-        with set_current_vllm_config(self.vllm_config):
-            self.model_runner.prepare()
+        self.model_runner.prepare()
+        with set_current_vllm_config(self.vllm_config), torch.inference_mode():
             compile_kernels(self.model_runner)
             peak = measure_memory(self.model_runner, self.memory_limit())
         self._is_measured = True
