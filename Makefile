@@ -7,13 +7,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test test-kernels test-units test-engines lint type-check test-gpu demo clean
+.PHONY: help setup test test-kernels test-units test-engines lint type-check docs test-gpu demo clean
 
 help:
 	@echo "make setup     create or complete $(VENV)"
 	@echo "make test      set-up, then ruff, mypy, pytest"
 	@echo "make test-gpu  set-up, then the tests that need a CUDA device"
 	@echo "make demo      set-up, then serve the small model and ask it about a long document"
+	@echo "make docs      set-up, then build the documentation into site/"
 	@echo "make clean     remove $(VENV) and what builds and tools leave behind"
 
 setup: $(STAMP)
@@ -30,9 +31,13 @@ lint: setup
 type-check: setup
 	$(BIN)/mypy
 
+# Strict: a link that leads nowhere is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # One after the other: a server's processes and their client starve beside the kernels' tests on two
 # cores, and tests that look at a running request come too late.
-test: lint type-check
+test: lint type-check docs
 	$(MAKE) test-kernels
 	$(MAKE) test-units
 	$(MAKE) test-engines
@@ -64,5 +69,5 @@ demo: setup
 	$(BIN)/python examples/ask_long_document.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

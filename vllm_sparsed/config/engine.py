@@ -4,6 +4,7 @@ vLLM calls `verify_and_update_config` once, in the process that builds the confi
 platform adds its own settings.
 """
 
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,7 @@ from vllm_sparsed.config.settings import (
     server_settings,
     uses_sparse_backend,
 )
+from vllm_sparsed.frontend.installation import install_middleware
 from vllm_sparsed.kernels.block_selection import MAX_BLOCKS
 from vllm_sparsed.kernels.block_sparse_attention import BLOCK_SIZES, flash_attention_4
 from vllm_sparsed.logger import init_logger
@@ -106,6 +108,8 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
             }
         # This is the front end; where it has several processes, each exports for itself.
         export_step_counters(folder)
+        if "fastapi" in sys.modules:  # an API server, not an engine in a user's program
+            install_middleware()
         model_config.logits_processors = [request_check_name(server, folder)]
 
 

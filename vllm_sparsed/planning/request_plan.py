@@ -33,7 +33,7 @@ class RequestPlan:
         pattern_step: t*, the last dense step, in which the patterns are built; steps after it are
             sparse. -1 where the request stays dense.
         guided: whether a second, unconditional sequence runs beside the first (guidance).
-        reserved_tokens: tokens the request takes of a step's token budget.
+        step_tokens: tokens that a step of the request takes of the step's token budget.
         num_pattern_rows: rows of the pattern store the request takes (0: stays dense).
         reuse: which rows its passes compute where keys and values are kept; None: all.
         attention: how it attends and why, for the log.
@@ -48,7 +48,7 @@ class RequestPlan:
     select: float
     pattern_step: int
     guided: bool
-    reserved_tokens: int
+    step_tokens: int
     num_pattern_rows: int
     reuse: ReusePolicy | None
     attention: str
@@ -73,9 +73,9 @@ def plan_request(
 
     Rules where prompt and parameters together ask for what cannot be: the canvas is clamped to the
     context that the prompt leaves; a block never gets more steps than it has masks nor fewer than
-    one; a guided request of which two sequences do not fit the token budget reserves one, and its
-    halves run in turn; a request whose patterns are larger than the whole store stays dense, and so
-    does one that sparse attention would not make faster (`sparsed.dense_if_faster`).
+    one; a guided request of which two sequences do not fit the token budget takes that of one, and
+    its halves run in turn; a request whose patterns are larger than a full batch's stays dense, and
+    so does one that sparse attention would not make faster (`sparsed.dense_if_faster`).
 
     Raises:
         ParameterError: a parameter that the front end's check would have refused.
@@ -91,7 +91,7 @@ def plan_request(
 
     guided = parameters.cfg_scale > 0
     seq_len = prompt_len + canvas_len
-    reserved = 2 * seq_len if guided and 2 * seq_len <= settings.max_batch_tokens else seq_len
+    step_tokens = 2 * seq_len if guided and 2 * seq_len <= settings.max_batch_tokens else seq_len
 
     step = pattern_step(num_steps, parameters.sparsed_skip)
     block_size, select = parameters.pattern_settings(seq_len)
@@ -127,7 +127,7 @@ def plan_request(
         select=select,
         pattern_step=step if sparse else -1,
         guided=guided,
-        reserved_tokens=reserved,
+        step_tokens=step_tokens,
         num_pattern_rows=rows if sparse else 0,
         reuse=reuse,
         attention=attention,

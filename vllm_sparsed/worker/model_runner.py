@@ -140,7 +140,7 @@ class DenoisingModelRunner(RunnerInterface):
                     defaults.sparsed_skip,
                     defaults.sparsed_select or SELECT_BY_LENGTH,
                     defaults.sparsed_block_size or BLOCK_SIZE_BY_LENGTH,
-                    size.num_rows,
+                    size.total_rows,
                     size.width,
                     len(layers),
                     num_heads,
@@ -182,10 +182,13 @@ class DenoisingModelRunner(RunnerInterface):
         )
 
     def _update_requests(self, scheduler_output: SchedulerOutput) -> None:
-        gone = scheduler_output.finished_req_ids | (scheduler_output.preempted_req_ids or set())
-        for request_id in gone:
-            state = self.requests.pop(request_id, None)
-            if state is not None and self.store is not None:
+        ended = scheduler_output.finished_req_ids | (scheduler_output.preempted_req_ids or set())
+        # One that has not taken a step yet is not known here.
+        gone = [self.requests.pop(name) for name in ended if name in self.requests]
+        if gone:
+            self.packer.forget(gone)
+        for state in gone:
+            if self.store is not None:
                 for rows in state.pattern_rows:
                     self.store.release(rows)
         for data in scheduler_output.scheduled_new_reqs:
@@ -225,12 +228,10 @@ class DenoisingModelRunner(RunnerInterface):
         second: list[PackedSequence] = []
         for state in states:
             if state.plan.guided:
-                in_turn = state.window is None and (
-                    state.plan.reserved_tokens < 2 * state.plan.seq_len
-                )
+                in_turn = 2 * state.num_rows > self.settings.max_batch_tokens
                 (second if in_turn else first).append((state, 1))
 
-        batch = self.packer.pack(first, 0)
+        batch = self.packer.pack(first)
         self._tokens.fill(batch, 0)
         output = self.run_pass(batch)
         # The device works: what the host prepares from here on costs no time.
@@ -245,7 +246,7 @@ class DenoisingModelRunner(RunnerInterface):
             self._take_unconditional(unconditional, output, batch, states, rows, guided_rows)
         del output
         if second:
-            batch = self.packer.pack(second, 1)
+            batch = self.packer.pack(second)
             self._tokens.fill(batch, 1)
             output = self.run_pass(batch)
             if unconditional is not None:
