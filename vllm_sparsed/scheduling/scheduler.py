@@ -59,8 +59,9 @@ class DenoisingScheduler(Scheduler):
 
     Waiting requests are admitted in the order of the policy (FCFS or priority). One that waits for
     rows of the store holds up only those that take theirs from the same half of it, so none is
-    overtaken by one that takes what it waits for. So it is with pages: a request that keeps keys and
-    values takes all of them when it is admitted. A preempted request starts again at its first step.
+    overtaken by one that takes what it waits for. So it is with pages: a request that keeps keys
+    and values takes all of them when it is admitted. A preempted request starts again at its first
+    step.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
