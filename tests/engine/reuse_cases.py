@@ -1,12 +1,14 @@
 """The golden cases of the reuse modes, as requests, and what an engine does with them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vllm import LLM, SamplingParams
 
+from benchmarks.reference.reuse import Pace
+from benchmarks.reference.sparse_pattern import SparseSettings
 from tests.engine.golden_cases import GOLDEN
 from tests.engine.inspection import runner_of
 
@@ -100,8 +102,33 @@ class Recorded:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def run_recorded(llm: LLM, cases: Sequence[ReuseCase], abort: str = "") -> dict[str, Recorded]:
-    """Run the cases together and record every pass, in the form of the golden histories."""
+def plain_pace(case: ReuseCase) -> Pace:
+    """The case's pace for the plain loop."""
+    alg = case.params["alg"]
+    value = None if case.is_scheduled else case.params[PACES[alg][1]]
+    return Pace(alg, value, case.params.get("steps", 0))
+
+
+def plain_sparse(case: ReuseCase) -> SparseSettings | None:
+    sparsed = case.params.get("sparsed")
+    return SparseSettings(**sparsed) if sparsed else None
+
+
+def run_recorded(
+    llm: LLM,
+    cases: Sequence[ReuseCase],
+    *,
+    preempt_after: int | None = None,
+    after_pass: Callable[[Any], None] | None = None,
+    others: dict[str, list[int]] | None = None,
+) -> dict[str, Recorded]:
+    """Run the cases together and record every pass, in the form of the golden histories.
+
+    Args:
+        preempt_after: preempt all requests after so many engine steps.
+        after_pass: called with the states of each pass once it has been computed.
+        others: gets the tokens of requests that were added before.
+    """
     runner = runner_of(llm)
     recorded = {case.name: Recorded() for case in cases}
     denoise = runner._forward_and_decode
@@ -109,9 +136,8 @@ def run_recorded(llm: LLM, cases: Sequence[ReuseCase], abort: str = "") -> dict[
     def watch(states: Any, *arguments: Any) -> Any:
         before = []
         for state in states:
-            window = state.window
             attention = "build" if state.builds_patterns() else "dense"
-            before.append((window, "sparse" if state.is_sparse() else attention))
+            before.append((state.window, "sparse" if state.is_sparse() else attention))
         positions = [state.pass_candidates().copy() for state in states]
         result = denoise(states, *arguments)
         start = 0
@@ -119,7 +145,10 @@ def run_recorded(llm: LLM, cases: Sequence[ReuseCase], abort: str = "") -> dict[
             tokens = result[start : start + candidates.size]
             start += candidates.size
             prompt_len = state.plan.prompt_len
-            recorded[state.request_id.rsplit("-", 1)[0]].history.append(
+            run = recorded.get(state.request_id.rsplit("-", 1)[0])
+            if run is None:
+                continue
+            run.history.append(
                 {
                     "rows": "full" if window is None else [row - prompt_len for row in window],
                     "attention": attention,
@@ -130,17 +159,27 @@ def run_recorded(llm: LLM, cases: Sequence[ReuseCase], abort: str = "") -> dict[
                     ],
                 }
             )
+        if after_pass is not None:
+            after_pass(states)
         return result
 
     runner._forward_and_decode = watch  # type: ignore[method-assign]
+    steps = 0
     try:
         for case in cases:
             llm.llm_engine.add_request(
                 case.name, {"prompt_token_ids": case.prompt}, case.sampling_params()
             )
         while llm.llm_engine.has_unfinished_requests():
+            if steps == preempt_after:
+                assert llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
             for output in llm.llm_engine.step():
-                recorded[output.request_id].tokens = list(output.outputs[0].token_ids)
+                tokens = list(output.outputs[0].token_ids)
+                if output.request_id in recorded:
+                    recorded[output.request_id].tokens = tokens
+                elif others is not None:
+                    others[output.request_id] = tokens
+            steps += 1
     finally:
         del runner._forward_and_decode
     return recorded
