@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test test-kernels test-units test-engines lint type-check docs test-gpu demo clean
+.PHONY: help setup test test-kernels test-units test-engines lint type-check docs wheel test-gpu demo clean
 
 help:
 	@echo "make setup     create or complete $(VENV)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-gpu  set-up, then the tests that need a CUDA device"
 	@echo "make demo      set-up, then serve the small model and ask it about a long document"
 	@echo "make docs      set-up, then build the documentation into site/"
+	@echo "make wheel     set-up, then build sdist and wheel into dist/"
 	@echo "make clean     remove $(VENV) and what builds and tools leave behind"
 
 setup: $(STAMP)
@@ -35,6 +36,9 @@ type-check: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+wheel: setup
+	$(BIN)/python -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
+
 # One after the other: a server's processes and their client starve beside the kernels' tests on two
 # cores, and tests that look at a running request come too late.
 test: lint type-check docs
@@ -48,7 +52,7 @@ PYTEST := $(BIN)/python -m pytest
 IN_PARALLEL := -n auto --maxprocesses 8
 # No servers, and no clock that a busy machine could upset.
 UNITS := tests/config tests/decoding tests/models tests/packaging tests/planning tests/quality tests/reference \
-	$(wildcard tests/test_*.py)
+	tests/worker $(wildcard tests/test_*.py)
 
 # Triton kernels run in its interpreter, which must be chosen before Triton is imported; it uses one
 # core, so there are as many processes as cores.

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from vllm_sparsed.config.parameter_table import parameter_table
+from vllm_sparsed.models.model_table import served_table, settings_table, unserved_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -24,6 +25,13 @@ def anchors(page: Path) -> set[str]:
 
 def test_parameter_table_is_the_one_that_requests_are_checked_with() -> None:
     assert parameter_table() in (ROOT / "docs/parameters.md").read_text()
+
+
+def test_tables_of_models_are_those_of_the_registry() -> None:
+    assert served_table() in (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/models.md").read_text()
+    for table in (served_table(), settings_table(), unserved_table()):
+        assert table in page
 
 
 def test_readme_is_short() -> None:

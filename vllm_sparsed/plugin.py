@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from functools import cache, partial
+from importlib.metadata import entry_points
 from multiprocessing import parent_process
 from typing import TYPE_CHECKING, Any, Final
 
@@ -89,13 +90,14 @@ def _warn(version: str, reason: str) -> None:
 
 def _enter(undo: list[Callable[[], object]]) -> None:
     """Enter everything; `undo` receives what takes each entry back."""
+    from transformers import CONFIG_MAPPING
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     from vllm_sparsed.attention.registration import BACKEND_NAME, restore_backend
-    from vllm_sparsed.models.checkpoint_config import DreamConfig, LLaDAConfig
+    from vllm_sparsed.models.checkpoint_config import CONFIGS, UNSERVED_CONFIGS
     from vllm_sparsed.models.dream_tokenizer import register_tokenizers
     from vllm_sparsed.models.registry import MODELS
 
@@ -105,8 +107,13 @@ def _enter(undo: list[Callable[[], object]]) -> None:
         if is_new:
             undo.append(partial(table.pop, key, None))
 
-    for config_class in (LLaDAConfig, DreamConfig):
-        put(_CONFIG_REGISTRY, config_class.model_type, config_class)
+    for model_type, config_class in CONFIGS.items():
+        put(_CONFIG_REGISTRY, model_type, config_class)
+    if not _other_model_plugins():
+        # What vLLM or transformers know is theirs.
+        for model_type, config_class in UNSERVED_CONFIGS.items():
+            if model_type not in _CONFIG_REGISTRY and model_type not in CONFIG_MAPPING:
+                put(_CONFIG_REGISTRY, model_type, config_class)
     supported = ModelRegistry.get_supported_archs()
     for architecture, entry in MODELS.items():
         if architecture not in supported:
@@ -118,3 +125,12 @@ def _enter(undo: list[Callable[[], object]]) -> None:
     if BACKEND_NAME not in AttentionBackendEnum.__members__:
         raise LookupError(f"vLLM's table of attention backends did not take {BACKEND_NAME}")
     register_tokenizers()
+
+
+def _other_model_plugins() -> bool:
+    """Whether another package has a plugin of this kind: it may serve what is refused here."""
+    packages = {
+        entry.value.split(":")[0].split(".")[0]
+        for entry in entry_points(group="vllm.general_plugins")
+    }
+    return bool(packages - {"vllm", "vllm_sparsed"})

@@ -30,7 +30,7 @@ _MODEST: Final = {
     (16, 16): TileConfig(64, 64, 4, 3),
     (32, 16): TileConfig(64, 64, 4, 3),
     (64, 16): TileConfig(64, 64, 4, 3),
-    (128, 16): TileConfig(64, 32, 4, 3),
+    (128, 16): TileConfig(64, 64, 8, 2),
     (256, 16): TileConfig(64, 32, 8, 2),
     (16, 32): TileConfig(64, 32, 4, 2),
     (32, 32): TileConfig(32, 32, 4, 2),

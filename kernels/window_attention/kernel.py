@@ -86,6 +86,7 @@ def _attend_tile(
 ):
     """Add one tile of BLOCK_N kept keys to the running softmax."""
     list_ptr, before, not_behind, first_touched, num_touched = kept
+    ZERO: tl.constexpr = 0 if FP8 == "bits" else 0.0
     column = tl.arange(0, BLOCK_N)
     dim = tl.arange(0, q.shape[1])
     inside = first_key + column < num_keys
@@ -111,11 +112,11 @@ def _attend_tile(
     k_ptrs = k_rows[None, :] + dim[:, None]  # [BLOCK_D, BLOCK_N]
     v_ptrs = v_rows[:, None] + dim[None, :]  # [BLOCK_N, BLOCK_D]
     if MASKED:
-        k = tl.load(k_ptrs, mask=inside[None, :] & (dim < HEAD_DIM)[:, None], other=0)
-        v = tl.load(v_ptrs, mask=inside[:, None] & (dim < HEAD_DIM)[None, :], other=0)
+        k = tl.load(k_ptrs, mask=inside[None, :] & (dim < HEAD_DIM)[:, None], other=ZERO)
+        v = tl.load(v_ptrs, mask=inside[:, None] & (dim < HEAD_DIM)[None, :], other=ZERO)
     elif q.shape[1] > HEAD_DIM:
-        k = tl.load(k_ptrs, mask=(dim < HEAD_DIM)[:, None], other=0)
-        v = tl.load(v_ptrs, mask=(dim < HEAD_DIM)[None, :], other=0)
+        k = tl.load(k_ptrs, mask=(dim < HEAD_DIM)[:, None], other=ZERO)
+        v = tl.load(v_ptrs, mask=(dim < HEAD_DIM)[None, :], other=ZERO)
     else:
         k = tl.load(k_ptrs)
         v = tl.load(v_ptrs)
@@ -276,13 +277,13 @@ def window_forward(
         )
     else:
         part = (tile.to(tl.int64) * tl.num_programs(1) + head) * tl.num_programs(2) + split
-        statistics_ptr += part * (2 * TILE_ROWS) + row
+        statistics = statistics_ptr + part * (2 * TILE_ROWS) + row
         # A split behind the last key has a maximum of -inf: nobody reads its partial result.
-        tl.store(statistics_ptr, row_max)
-        tl.store(statistics_ptr + TILE_ROWS, row_sum)
+        tl.store(statistics, row_max)
+        tl.store(statistics + TILE_ROWS, row_sum)
         if first_key < end_key:
-            partial_ptr += part * (TILE_ROWS * BLOCK_D)
-            tl.store(partial_ptr + row[:, None] * BLOCK_D + dim[None, :], acc, mask=row_mask)
+            partial = partial_ptr + part * (TILE_ROWS * BLOCK_D)
+            tl.store(partial + row[:, None] * BLOCK_D + dim[None, :], acc, mask=row_mask)
 
 
 @triton.jit(
@@ -327,19 +328,19 @@ def combine_splits(
     if FP8 != "":
         scale_log2 *= tl.load(k_scale_ptr)
     part = (tile.to(tl.int64) * tl.num_programs(1) + head) * max_splits
-    statistics_ptr += part * (2 * TILE_ROWS) + row
-    partial_ptr += part * (TILE_ROWS * BLOCK_D) + row[:, None] * BLOCK_D + dim[None, :]
+    statistics = statistics_ptr + part * (2 * TILE_ROWS) + row
+    partial = partial_ptr + part * (TILE_ROWS * BLOCK_D) + row[:, None] * BLOCK_D + dim[None, :]
 
     row_max = tl.full([ROWS], float("-inf"), dtype=tl.float32)
     for split in range(num_splits):
-        row_max = tl.maximum(row_max, tl.load(statistics_ptr + split * (2 * TILE_ROWS)))
+        row_max = tl.maximum(row_max, tl.load(statistics + split * (2 * TILE_ROWS)))
     acc = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
     row_sum = tl.zeros([ROWS], dtype=tl.float32)
     for split in range(num_splits):
-        split_max = tl.load(statistics_ptr + split * (2 * TILE_ROWS))
-        split_sum = tl.load(statistics_ptr + split * (2 * TILE_ROWS) + TILE_ROWS)
+        split_max = tl.load(statistics + split * (2 * TILE_ROWS))
+        split_sum = tl.load(statistics + split * (2 * TILE_ROWS) + TILE_ROWS)
         written = row_mask & (split_max > float("-inf"))[:, None]
-        added = tl.load(partial_ptr + split * (TILE_ROWS * BLOCK_D), mask=written, other=0.0)
+        added = tl.load(partial + split * (TILE_ROWS * BLOCK_D), mask=written, other=0.0)
         weight = scaled_exp2(split_max - row_max, scale_log2, PRECISION)
         acc += added * weight[:, None]
         row_sum += split_sum * weight

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_sparsed.config.parameter_table import BLOCK_SIZES, PARAMETERS
+from vllm_sparsed.config.parameter_table import BLOCK_SIZES, PACES, PARAMETERS
 from vllm_sparsed.config.parameters import (
     ParameterError,
     RequestParameters,
@@ -22,14 +22,23 @@ from vllm_sparsed.config.parameters import (
 from vllm_sparsed.kernels import block_sparse_attention
 
 SERVER = parse_server_settings({}, "low_confidence")
-# The pattern store of this one allows any request.
+# This one allows any request.
 WIDE = parse_server_settings(
-    {"sparsed": {"select": 1.0, "block_size": 16}, "diffusion": {"kv_reuse": "window"}},
+    {
+        "sparsed": {"select": 1.0, "block_size": 16},
+        "diffusion": {"show_canvas": True, "kv_reuse": "window"},
+    },
     "low_confidence",
 )
 
 GOOD = {
     "diffusion_steps": [(1, 1), (64.0, 64), (2**31 - 1, 2**31 - 1)],
+    "diffusion_threshold": [(1, 1.0), (0.9, 0.9), (1e-9, 1e-9)],
+    "diffusion_factor": [(1, 1.0), (1e9, 1e9), (1e-9, 1e-9)],
+    "diffusion_entropy_bound": [(0, 0.0), (0.1, 0.1), (1e9, 1e9)],
+    "diffusion_entropy_threshold": [(0.4, 0.4), (1e9, 1e9)],
+    "diffusion_block_add": [(1, 1.0), (0.1, 0.1)],
+    "diffusion_block_full": [(1, 1.0), (0.95, 0.95)],
     "diffusion_block_length": [(1, 1), (32.0, 32)],
     "diffusion_alg": [
         (name, name)
@@ -57,6 +66,7 @@ GOOD = {
 FLAGS = (
     "diffusion_logits_eos_inf",
     "diffusion_confidence_eos_eot_inf",
+    "diffusion_show_canvas",
     "sparsed_enabled",
     "sparsed_dense_if_faster",
 )
@@ -67,6 +77,12 @@ for flag in FLAGS:
 NOT_NUMBERS = [True, "1", "nan", [1], {}, float("nan"), float("inf"), -float("inf"), 10**400]
 BAD = {
     "diffusion_steps": [*NOT_NUMBERS, 0, -1, 1.5, 2**31, 1e300],
+    "diffusion_threshold": [*NOT_NUMBERS, 0, -0.1, 1.01],
+    "diffusion_factor": [*NOT_NUMBERS, 0, -1],
+    "diffusion_entropy_bound": [*NOT_NUMBERS, -1e-9],
+    "diffusion_entropy_threshold": [*NOT_NUMBERS, 0, -1],
+    "diffusion_block_add": [*NOT_NUMBERS, 0, 1.01],
+    "diffusion_block_full": [*NOT_NUMBERS, 0, 1.01],
     "diffusion_block_length": [*NOT_NUMBERS, 0, 0.5, 2**31],
     "diffusion_alg": [1, True, "", "Origin", ["origin"], "low_confidence "],
     "diffusion_alg_temp": [*NOT_NUMBERS, -0.1, 1e7, None],
@@ -89,6 +105,13 @@ PER_REQUEST = {
 }
 
 
+# What a value needs beside it.
+COMPANIONS = {
+    "diffusion_block_add": {"diffusion_threshold": 0.9},
+    "diffusion_block_full": {"diffusion_threshold": 0.9, "diffusion_block_add": 0.1},
+}
+
+
 def cases(table: dict[str, list]) -> list:
     return [
         pytest.param(key, value, id=f"{key}-{str(value)[:20]}-{index}")
@@ -105,10 +128,14 @@ def test_the_cases_are_of_all_parameters() -> None:
 def test_good_value(key: str, case: tuple[object, object]) -> None:
     given_value, value = case
     parameter = PER_REQUEST[key]
-    parsed = getattr(request_parameters({key: given_value}, WIDE), parameter.field)
+    others = COMPANIONS.get(key, {})
+    parsed = getattr(request_parameters({key: given_value, **others}, WIDE), parameter.field)
     assert parsed == value
     assert type(parsed) is type(value)
-    server = parse_server_settings({parameter.group: {parameter.name: given_value}}, "random")
+    section = {name.removeprefix("diffusion_"): other for name, other in others.items()}
+    server = parse_server_settings(
+        {parameter.group: {parameter.name: given_value, **section}}, "maskgit_plus"
+    )
     assert getattr(server.defaults, parameter.field) == value
 
 
@@ -190,6 +217,12 @@ def test_defaults() -> None:
     expected = ServerSettings(
         defaults=RequestParameters(
             steps=None,
+            threshold=None,
+            factor=None,
+            entropy_bound=None,
+            entropy_threshold=None,
+            block_add=None,
+            block_full=None,
             block_length=None,
             alg="low_confidence",
             alg_temp=0.0,
@@ -202,6 +235,7 @@ def test_defaults() -> None:
             refresh_tokens=None,
             refresh_passes=None,
             window_margin=16,
+            show_canvas=False,
             sparsed_enabled=True,
             sparsed_dense_if_faster=True,
             sparsed_skip=0.2,
@@ -225,11 +259,95 @@ def test_defaults() -> None:
         pytest.param({"block_length": 8}, {"diffusion_alg": "entropy"}, 8, id="server"),
         pytest.param({"block_length": 8}, {"diffusion_block_length": 4}, 4, id="request"),
         pytest.param({"alg": "topk_margin"}, {}, None, id="server-algorithm"),
+        pytest.param(
+            {"alg": "entropy"}, {"diffusion_entropy_bound": 1}, 32, id="dream-with-a-pace"
+        ),
+        pytest.param({"alg": "entropy", "entropy_bound": 1}, {}, 32, id="dream-server-pace"),
     ],
 )
 def test_block_length_by_algorithm(server, extra_args, block_length) -> None:
     settings = parse_server_settings({"diffusion": server}, "low_confidence")
     assert request_parameters(extra_args, settings).block_length == block_length
+
+
+ALGORITHMS = ("low_confidence", "random", "origin", "maskgit_plus", "topk_margin", "entropy")
+
+
+@pytest.mark.parametrize("alg", ALGORITHMS)
+@pytest.mark.parametrize("pace", PACES)
+def test_every_pace_with_every_algorithm(pace: str, alg: str) -> None:
+    asked = {f"diffusion_{pace}": 0.5, "diffusion_alg": alg}
+    if alg in PACES[pace]:
+        assert request_parameters(asked, SERVER).pace == (pace, 0.5)
+        return
+    message = rf"^diffusion_{pace} does not go with diffusion_alg {alg}, but with low_confidence"
+    with pytest.raises(ParameterError, match=message):
+        request_parameters(asked, SERVER)
+    with pytest.raises(ParameterError, match=rf"^diffusion.{pace} .* diffusion.alg {alg}"):
+        parse_server_settings({"diffusion": {pace: 0.5, "alg": alg}}, "low_confidence")
+
+
+@pytest.mark.parametrize(
+    ("server", "extra_args", "message"),
+    [
+        (
+            {},
+            {"diffusion_threshold": 0.9, "diffusion_entropy_bound": 1},
+            "diffusion_threshold and diffusion_entropy_bound do not go together",
+        ),
+        (
+            {},
+            {"diffusion_factor": 1, "diffusion_alg_temp": 0.5},
+            "diffusion_factor does not go with diffusion_alg_temp 0.5",
+        ),
+        (
+            {"alg_temp": 0.5},
+            {"diffusion_factor": 1},
+            "diffusion_factor does not go with the server default diffusion_alg_temp 0.5",
+        ),
+        (
+            {"threshold": 0.9},
+            {"diffusion_alg": "random"},
+            "the server default diffusion_threshold does not go with diffusion_alg random",
+        ),
+        ({}, {"diffusion_block_add": 0.1}, "diffusion_block_add does not go without a pace"),
+        (
+            {},
+            {"diffusion_block_add": 0.1, "diffusion_factor": 1},
+            "diffusion_block_add does not go with diffusion_factor",
+        ),
+        (
+            {},
+            {"diffusion_block_full": 0.9, "diffusion_threshold": 0.9},
+            "diffusion_block_full has no effect without diffusion_block_add",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_pace(server, extra_args, message: str) -> None:
+    settings = parse_server_settings({"diffusion": server}, "low_confidence")
+    with pytest.raises(ParameterError) as refusal:
+        request_parameters(extra_args, settings)
+    assert str(refusal.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "config", [{"threshold": 0.9, "factor": 1}, {"block_add": 0.1}, {"block_full": 0.9}]
+)
+def test_a_server_is_not_started_with_what_does_not_go_together(config) -> None:
+    with pytest.raises(ParameterError, match=r"^diffusion\."):
+        parse_server_settings({"diffusion": config}, "low_confidence")
+
+
+def test_a_request_s_pace_takes_the_place_of_the_server_s() -> None:
+    settings = parse_server_settings(
+        {"diffusion": {"threshold": 0.9, "block_add": 0.1, "steps": 64}}, "low_confidence"
+    )
+    default = request_parameters({}, settings)
+    assert (default.pace, default.block_add, default.steps) == (("threshold", 0.9), 0.1, 64)
+    own = request_parameters({"diffusion_factor": 1}, settings)
+    assert (own.pace, own.block_add, own.steps) == (("factor", 1.0), None, 64)
+    capped = request_parameters({"diffusion_steps": 8}, settings)
+    assert (capped.pace, capped.steps) == (("threshold", 0.9), 8)
 
 
 def test_a_request_keeps_the_server_defaults_it_does_not_set() -> None:
@@ -348,3 +466,14 @@ def test_import_is_light() -> None:
         "assert not {'torch', 'vllm', 'numpy', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_canvases_are_shown_where_the_server_allows_it() -> None:
+    asked = {"diffusion_show_canvas": 1}
+    with pytest.raises(ParameterError, match=r"^diffusion_show_canvas is true, but this"):
+        request_parameters(asked, SERVER)
+    allowing = parse_server_settings({"diffusion": {"show_canvas": True}}, "low_confidence")
+    assert request_parameters(asked, allowing).show_canvas
+    # A permission, not a default.
+    assert not request_parameters({}, allowing).show_canvas
+    assert ServerSettings.from_json(allowing.to_json()) == allowing

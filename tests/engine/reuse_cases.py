@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from vllm import LLM, SamplingParams
 
-from benchmarks.reference.reuse import Pace
+from benchmarks.reference.models import ReferenceModel
+from benchmarks.reference.reuse import Pace, Reuse, generate_with_reuse
 from benchmarks.reference.sparse_pattern import SparseSettings
 from tests.engine.golden_cases import GOLDEN
 from tests.engine.inspection import runner_of
@@ -19,10 +21,13 @@ PACES = {
     "entropy_threshold": ("entropy_threshold", "threshold"),
 }
 
+NAMES = ("dense", "build", "sparse")
+"""Of the attention in the golden histories."""
+
 
 @dataclass(frozen=True)
 class ReuseCase:
-    """One case of golden/parallel or golden/window."""
+    """One case of golden/parallel or golden/window, and what it is to give."""
 
     model: str
     name: str
@@ -30,7 +35,6 @@ class ReuseCase:
     params: dict[str, Any]
     expected: list[int]
     history: list[dict[str, Any]]
-    last_rank: int
 
     @property
     def is_scheduled(self) -> bool:
@@ -75,23 +79,51 @@ class ReuseCase:
 
 
 def load_reuse_cases(model: str) -> list[ReuseCase]:
+    """Those whose passes keep something.
+
+    Where Fast-dLLM decides a last rank that fails alone, which is no rule here, what the plain loop
+    does without that is expected.
+    """
     cases = []
     for folder in ("parallel", "window"):
         data = json.loads((GOLDEN / folder / f"{model}.json").read_text())
-        cases += [
-            ReuseCase(
+        for index, case in enumerate(data):
+            if case["params"].get("cache") == "none":
+                continue
+            one = ReuseCase(
                 model=model,
                 name=f"{folder}-{model}-{index}",
                 prompt=case["prompt_token_ids"],
                 params=case["params"],
                 expected=case["output_token_ids"],
                 history=case["history"],
-                last_rank=case.get("last_rank", 0) if case.get("source") == "fast-dllm" else 0,
             )
-            for index, case in enumerate(data)
-            if case["params"].get("cache") != "none"
-        ]
+            takes_last_rank = case.get("source") == "fast-dllm" and case.get("last_rank")
+            cases.append(_without_last_rank(one) if takes_last_rank else one)
     return cases
+
+
+def _without_last_rank(case: ReuseCase) -> ReuseCase:
+    params = case.params
+    passes = generate_with_reuse(
+        ReferenceModel.load(GOLDEN / case.model, torch.float32),
+        torch.tensor(case.prompt),
+        params["gen"],
+        params["block"],
+        plain_pace(case),
+        Reuse(params["cache"]),
+    )
+    prompt_len = len(case.prompt)
+    decided = {position: token for one in passes for position, token in one.decided}
+    history = [
+        {
+            "rows": "full" if one.rows is None else [row - prompt_len for row in one.rows],
+            "decided": [[position - prompt_len, token] for position, token in one.decided],
+        }
+        for one in passes
+    ]
+    tokens = [decided[prompt_len + i] for i in range(params["gen"])]
+    return replace(case, expected=tokens, history=history)
 
 
 @dataclass
@@ -134,16 +166,9 @@ def run_recorded(
     denoise = runner._forward_and_decode
 
     def watch(states: Any, *arguments: Any) -> Any:
-        before = []
-        for state in states:
-            attention = "build" if state.builds_patterns() else "dense"
-            before.append((state.window, "sparse" if state.is_sparse() else attention))
-        positions = [state.pass_candidates().copy() for state in states]
+        before = [(state.window, NAMES[state.attention], state.judged.copy()) for state in states]
         result = denoise(states, *arguments)
-        start = 0
-        for state, (window, attention), candidates in zip(states, before, positions, strict=True):
-            tokens = result[start : start + candidates.size]
-            start += candidates.size
+        for state, tokens, (window, attention, judged) in zip(states, result, before, strict=True):
             prompt_len = state.plan.prompt_len
             run = recorded.get(state.request_id.rsplit("-", 1)[0])
             if run is None:
@@ -154,7 +179,7 @@ def run_recorded(
                     "attention": attention,
                     "decided": [
                         [int(p) - prompt_len, int(t)]
-                        for p, t in zip(candidates, tokens, strict=True)
+                        for p, t in zip(judged, tokens, strict=True)
                         if t >= 0
                     ],
                 }

@@ -22,7 +22,7 @@ from tests.engine.reuse_cases import (
 )
 from vllm_sparsed.attention.pages import PAGE_SIZE, split_pages
 
-CASES = [case for model in MODELS for case in load_reuse_cases(model) if case.is_scheduled]
+CASES = [case for model in MODELS for case in load_reuse_cases(model)]
 WINDOW = [case for case in CASES if "refresh_tokens" in case.params]
 
 
@@ -64,7 +64,7 @@ def test_in_one_batch_beside_requests_that_keep_nothing(
 ) -> None:
     llm = poisoned(model)
     free = free_pages(llm)
-    cases = [case for case in load_reuse_cases(model) if case.is_scheduled]
+    cases = load_reuse_cases(model)
     random.Random(order).shuffle(cases)
     others = load_cases(model)[:3]
     for case in others:
@@ -86,7 +86,7 @@ def test_after_a_forced_preemption(
 ) -> None:
     llm = poisoned(model)
     free = free_pages(llm)
-    cases = [case for case in load_reuse_cases(model) if case.is_scheduled]
+    cases = load_reuse_cases(model)
     runs = run_recorded(llm, cases, preempt_after=after_steps)
     for case in cases:
         assert runs[case.name].tokens == case.expected, case.name

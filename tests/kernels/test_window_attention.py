@@ -378,8 +378,17 @@ def test_torch_path(
     problem = make_problem(
         [place(num_rows, num_keys), (16, 30, 50)], gqa_ratio=gqa_ratio, block_size=block_size,
         head_dim=32, dtype=dtype, pages_dtype=FP8 if pages == "fp8" else dtype,
-        dense=[num_keys == 384, False],
+        dense=[num_keys == 384, False], head_major=num_rows != 16,
     )  # fmt: skip
+    assert_accurate(problem.run(window_attention_torch), problem)
+
+
+def test_torch_path_on_a_store_of_other_strides() -> None:
+    """Rows that do not start at multiples of head_dim."""
+    problem = make_problem([(64, 400, 700), (1, 0, 1)], gqa_ratio=2, head_dim=64)
+    wider = torch.full((*problem.k_pages.shape[:3], 2 * 64 + 3), float("nan"))
+    wider[..., 1:129] = torch.cat([problem.k_pages, problem.v_pages], dim=-1)
+    problem.k_pages, problem.v_pages = wider[..., 1:65], wider[..., 65:129]
     assert_accurate(problem.run(window_attention_torch), problem)
 
 

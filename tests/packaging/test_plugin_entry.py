@@ -11,6 +11,7 @@ import pytest
 import vllm_sparsed
 from tests.packaging.commands import ROOT, run
 from vllm_sparsed import plugin
+from vllm_sparsed.models.registry import ENTRIES, MODELS, UNSERVED
 
 HEAVY = ("torch", "vllm", "triton", "transformers", "numpy")
 
@@ -85,10 +86,16 @@ changed = [
 ]
 print(new, changed)
 """
-    architectures = ["DreamModel", "LLaDAModelLM"]
+    architectures = sorted(MODELS)
+    model_types = sorted(
+        {
+            *(entry.model_type for entry in ENTRIES),
+            *(model_type for model in UNSERVED for model_type in model.model_types),
+        }
+    )
     # Nothing that was there before is replaced.
     assert run_program(program, tmp_path) == str(
-        [architectures, architectures, ["Dream", "llada"], ["SPARSED"]]
+        [architectures, architectures, model_types, ["SPARSED"]]
     ) + " " + str([[], [], [], []])
 
 

@@ -19,6 +19,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from tests.engine.golden_cases import GOLDEN
 from vllm_sparsed.scheduling.scheduler import DenoisingScheduler
 from vllm_sparsed.worker.request_state import RequestState
+from vllm_sparsed.worker.step_output import DenoisingOutput, StepReport
 
 CONTEXT = 640
 
@@ -64,7 +65,8 @@ class SchedulerLoop:
         steps: engine steps so far that had requests in them.
         steps_of: of each request, the engine steps that it took part in.
         states: what a worker would know.
-        tokens, reasons: what each client got.
+        tokens, reasons, outputs: what each client got; of the outputs the last.
+        faults: what the worker reports of a request in place of a step.
     """
 
     def __init__(self, config: VllmConfig) -> None:
@@ -84,6 +86,7 @@ class SchedulerLoop:
         self.tokens: dict[str, list[int]] = defaultdict(list)
         self.reasons: dict[str, str] = {}
         self.outputs: dict[str, EngineCoreOutput] = {}
+        self.faults: dict[str, StepReport] = {}
 
     def add(self, *args: Any, **options: Any) -> None:
         self.scheduler.add_request(make_request(*args, **options))
@@ -123,18 +126,25 @@ class SchedulerLoop:
         if self.store is not None:
             held = sum(state.plan.num_pattern_rows for state in self.states.values())
             assert held <= self.store.total_rows
+        reports = dict(self.faults)
         for name in names:
             self.steps_of[name].append(self.steps)
+            if name in self.faults:
+                continue
             state = self.states[name]
             decided = [-1] * state.candidates.size
-            for i in range(min(state.num_to_unmask(), len(decided))):
+            for i in range(min(state.selections[0].quota if state.decides() else 0, len(decided))):
                 decided[i] = 3 + int(state.candidates[i]) % 100
+            reports[name] = StepReport("dense", len(decided), sum(x >= 0 for x in decided))
             state.commit(np.array(decided))
         self.steps += 1
-        return ModelRunnerOutput(
+        return DenoisingOutput(
             req_ids=names,
             req_id_to_index={name: i for i, name in enumerate(names)},
-            sampled_token_ids=[self.states[name].take_output() for name in names],
+            sampled_token_ids=[
+                [] if name in self.faults else self.states[name].take_output() for name in names
+            ],
+            reports={name: report for name, report in reports.items() if name in names},
         )
 
     def assert_empty(self) -> None:

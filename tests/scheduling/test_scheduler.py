@@ -1,5 +1,6 @@
 """The scheduler without an engine: who steps when, who is admitted, what is left behind."""
 
+import pickle
 import random
 
 import pytest
@@ -13,6 +14,7 @@ from tests.scheduling.scheduler_loop import (
     make_request,
     random_arguments,
 )
+from vllm_sparsed.worker.step_output import DenoisingOutput, StepReport
 
 LONG = {"prompt_len": CONTEXT - 240, "canvas": 240, "steps": 240}
 
@@ -264,3 +266,38 @@ def test_an_id_may_come_again(config: object) -> None:
     loop.run()
     assert len(loop.tokens["again"]) >= 16 and loop.reasons == {"again": "length"}
     loop.assert_empty()
+
+
+def test_a_fault_in_the_worker_ends_the_request_with_its_message(config: object) -> None:
+    loop = SchedulerLoop(config)
+    loop.add("faulty", 24, 16, 16)
+    loop.add("beside", 24, 16, 16)
+    loop.run(5)
+    loop.faults["faulty"] = StepReport(error="OutOfMemoryError: no room for it")
+    loop.run()
+    assert loop.reasons == {"faulty": "error", "beside": "length"}
+    assert loop.outputs["faulty"].stop_reason == "OutOfMemoryError: no room for it"
+    assert len(loop.steps_of["faulty"]) == 6 and len(loop.steps_of["beside"]) == 16
+    loop.assert_empty()
+
+
+def test_the_worker_says_what_the_next_steps_take(config: object) -> None:
+    """With keys and values kept, a pass over a window is a few tokens and a refresh all of them."""
+    loop = SchedulerLoop(config)
+    loop.add("long", 600, 40, 40, sparsed_enabled=0)
+    loop.add("whole", 500, 40, 40, sparsed_enabled=0)
+    loop.run(3)
+    loop.faults["long"] = StepReport(next_tokens=40)
+    output = [loop.step() for _ in range(20)][-1]
+    assert output.num_scheduled_tokens["long"] == 40
+    both = set(loop.steps_of["long"]) & set(loop.steps_of["whole"])
+    assert len(both) >= 5, "they now fit one step"
+    loop.scheduler.finish_requests(["long"], RequestStatus.FINISHED_ABORTED)
+    loop.run()
+    loop.assert_empty()
+
+
+def test_executors_carry_the_reports() -> None:
+    """Workers of other processes pickle their output."""
+    output = DenoisingOutput(["a"], {"a": 0}, [[5]], reports={"a": StepReport("sparse", 4, 2)})
+    assert pickle.loads(pickle.dumps(output)) == output

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from vllm_sparsed.kernels.block_sparse_attention import QueryTiles
 from vllm_sparsed.kernels.pattern_building import pattern_width
 from vllm_sparsed.kernels.window_attention import Window, WindowTiles
 from vllm_sparsed.planning.crossover import FlashAttention4Range
+
+WINDOW_ORDER: Final = 3
+"""Of `SequencePhase.order`: windows come last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class SequencePhase:
         """Sort key: dense, then building, then sparse sequences, these by block size, then windows,
         likewise."""
         if self.window is not None:
-            return (3, self.block_size)
+            return (WINDOW_ORDER, self.block_size)
         if self.block_size == 0:
             return (0, 0)
         return (1, 0) if self.builds else (2, self.block_size)

@@ -9,17 +9,19 @@ processes use it alone.
 
 import difflib
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from vllm_sparsed.config.parameter_table import (
+    BLOCK_LENGTH,
     BLOCK_SIZES,
     LLADA_ALGORITHMS,
-    LLADA_BLOCK_LENGTH,
     LONG_BLOCK_SIZE,
     LONG_SELECT,
+    PACES,
     PARAMETERS,
+    SEVERAL_BLOCKS_PACES,
     SHORT_BLOCK_SIZE,
     SHORT_CONTEXT,
     SHORT_SELECT,
@@ -52,13 +54,20 @@ _BY_SERVER_KEY: Final = {p.server_key: p for p in PARAMETERS}
 class RequestParameters:
     """Validated parameters of one request; the fields are those of `PARAMETERS`.
 
-    `steps` None: as many as canvas tokens; `block_length` None: the whole canvas is one block;
-    `refresh_tokens` None: the block length; `refresh_passes` None: no limit.
-    In a server's defaults `block_length` None means that the algorithm decides. `sparsed_select`
-    and `sparsed_block_size` None: by the length of the request, see `pattern_settings`.
+    `steps` None: as many as canvas tokens; `block_length` None: the whole canvas is one block.
+    In a server's defaults `block_length` None means that the algorithm decides. At most one of the
+    paces (`PACES`) is given; all None: a fixed schedule. `block_add` None: one block at a time.
+    `refresh_tokens` None: the block length; `refresh_passes` None: no limit. `sparsed_select` and
+    `sparsed_block_size` None: by the length of the request, see `pattern_settings`.
     """
 
     steps: int | None
+    threshold: float | None
+    factor: float | None
+    entropy_bound: float | None
+    entropy_threshold: float | None
+    block_add: float | None
+    block_full: float | None
     block_length: int | None
     alg: str
     alg_temp: float
@@ -71,11 +80,21 @@ class RequestParameters:
     refresh_tokens: int | None
     refresh_passes: int | None
     window_margin: int
+    show_canvas: bool
     sparsed_enabled: bool
     sparsed_dense_if_faster: bool
     sparsed_skip: float
     sparsed_select: float | None
     sparsed_block_size: int | None
+
+    @property
+    def pace(self) -> tuple[str, float] | None:
+        """Name (of `PACES`) and value of what decides in place of a schedule."""
+        for name in PACES:
+            value: float | None = getattr(self, name)
+            if value is not None:
+                return name, value
+        return None
 
     def pattern_settings(self, seq_len: int) -> tuple[int, float]:
         """Block size and select of a request of so many tokens, prompt and canvas.
@@ -145,7 +164,8 @@ def parse_server_settings(
         model_alg: the algorithm where the configuration names none.
 
     Raises:
-        ParameterError: an unknown name or bad value in one of the two sections.
+        ParameterError: an unknown name or bad value in one of the two sections, or two values that
+            do not go together.
     """
     given: dict[str, object] = {}
     for group in ("diffusion", "sparsed"):
@@ -167,13 +187,15 @@ def parse_server_settings(
             f"diffusion.kv_reuse is {values['kv_reuse']}, which needs diffusion.kv_reuse_pages, "
             "but that is false: leave one of the two out."
         )
-    return ServerSettings(
+    settings = ServerSettings(
         default_canvas=values.pop("default_canvas"),
         kv_reuse_pages=values.pop("kv_reuse_pages"),
         sparsed_max_canvas=values.pop("sparsed_max_canvas"),
         sparsed_flash_attention_4=values.pop("sparsed_flash_attention_4"),
         defaults=RequestParameters(**values),
     )
+    _check_pace(values, lambda name: f"diffusion.{name}")
+    return settings
 
 
 def request_parameters(
@@ -188,25 +210,39 @@ def request_parameters(
             length.
 
     Raises:
-        ParameterError: an unknown name, a bad value, or more than the server allows.
+        ParameterError: an unknown name, a bad value, two values that do not go together, or more
+            than the server allows.
     """
-    given: set[str] = set()
-    values: dict[str, Any] = asdict(settings.defaults)
+    given: dict[str, Any] = {}
     for key, value in (extra_args or {}).items():
         parameter = _BY_REQUEST_KEY.get(key)
         if parameter is not None:
             parsed = parameter.parse(value, key)
             if parsed is not None:
-                values[parameter.field] = parsed
-                given.add(parameter.field)
+                given[parameter.field] = parsed
         elif key not in _FOREIGN_KEYS:
             raise _unknown(key, tuple(_BY_REQUEST_KEY))
+    values: dict[str, Any] = asdict(settings.defaults)
+    # The server's is a permission: who reads a canvas reads an answer, so each request asks.
+    values["show_canvas"] = False
+    if not PACES.keys().isdisjoint(given):
+        # A pace of its own takes the place of the server's; so do its blocks, which go with one.
+        values |= dict.fromkeys((*PACES, "block_add", "block_full"))
+    values |= given
+    _check_pace(
+        values, lambda name: f"{'' if name in given else 'the server default '}diffusion_{name}"
+    )
     parameters = _with_block_length(values)
     _check_reuse(parameters, given, settings)
     if parameters.sparsed_enabled and not settings.defaults.sparsed_enabled:
         raise ParameterError(
             "sparsed_enabled is true, but this server attends densely: start it with "
             "--attention-backend sparsed and without sparsed.enabled=false."
+        )
+    if parameters.show_canvas and not settings.defaults.show_canvas:
+        raise ParameterError(
+            "diffusion_show_canvas is true, but this server shows no canvases: start it with "
+            """--additional-config '{"diffusion": {"show_canvas": true}}'."""
         )
     select, block_size = parameters.sparsed_select, parameters.sparsed_block_size
     if select is not None and select > settings.largest_select:
@@ -246,10 +282,46 @@ def _server_value(key: str, value: float | None) -> str:
     return f"the server's {key}." if value is not None else f"where the server sets no {key}."
 
 
+def _check_pace(values: Mapping[str, Any], named: Callable[[str], str]) -> None:
+    """Refuse what does not go with a pace.
+
+    Args:
+        values: by field.
+        named: how the message names a field.
+    """
+    paces = [name for name in PACES if values[name] is not None]
+    if len(paces) > 1:
+        raise ParameterError(
+            f"{named(paces[0])} and {named(paces[1])} do not go together: give one pace at most."
+        )
+    pace = paces[0] if paces else None
+    if pace is not None and values["alg"] is not None and values["alg"] not in PACES[pace]:
+        raise ParameterError(
+            f"{named(pace)} does not go with {named('alg')} {values['alg']}, but with "
+            f"{', '.join(PACES[pace])}."
+        )
+    if pace is not None and values["alg_temp"] > 0:
+        raise ParameterError(
+            f"{named(pace)} does not go with {named('alg_temp')} {values['alg_temp']:g}, which "
+            "draws the order: it must be 0."
+        )
+    if values["block_full"] is not None and values["block_add"] is None:
+        raise ParameterError(f"{named('block_full')} has no effect without diffusion_block_add.")
+    if values["block_add"] is not None and pace not in SEVERAL_BLOCKS_PACES:
+        other = "without a pace" if pace is None else f"with {named(pace)}"
+        raise ParameterError(
+            f"{named('block_add')} does not go {other}, but with "
+            f"{' or '.join(f'diffusion_{name}' for name in SEVERAL_BLOCKS_PACES)}."
+        )
+
+
 def _with_block_length(values: dict[str, Any]) -> RequestParameters:
-    if values["block_length"] is None and values["alg"] in LLADA_ALGORITHMS:
-        values["block_length"] = LLADA_BLOCK_LENGTH
-    return RequestParameters(**values)
+    parameters = RequestParameters(**values)
+    if parameters.block_length is None and (
+        parameters.alg in LLADA_ALGORITHMS or parameters.pace is not None
+    ):
+        return replace(parameters, block_length=BLOCK_LENGTH)
+    return parameters
 
 
 def _unknown(key: object, known: tuple[str, ...]) -> ParameterError:

@@ -27,14 +27,17 @@ class RequestPlan:
         canvas_len: mask tokens appended to it, G in SparseD's notation.
         parameters: the request's validated parameters.
         blocks: semi-autoregressive blocks of the canvas, left to right.
-        num_steps: denoising steps of the whole request, T.
+        num_steps: denoising steps of the whole request, T; with a pace the most that it may take.
         block_size: tokens of a block of its patterns.
         select: share of the key blocks that they keep, rho.
         pattern_step: t*, the last dense step, in which the patterns are built; steps after it are
-            sparse. -1 where the request stays dense.
+            sparse. -1 where the request stays dense, and with a pace, where it is not known yet.
+        prediction: with a pace and pattern rows: times by which the worker decides, once enough of
+            the canvas is decided, whether the rest is sparse; None: it is.
         guided: whether a second, unconditional sequence runs beside the first (guidance).
         step_tokens: tokens that a step of the request takes of the step's token budget.
-        num_pattern_rows: rows of the pattern store the request takes (0: stays dense).
+        num_pattern_rows: rows of the pattern store the request takes, or may take with a pace (0:
+            stays dense).
         reuse: which rows its passes compute where keys and values are kept; None: all.
         attention: how it attends and why, for the log.
     """
@@ -47,6 +50,7 @@ class RequestPlan:
     block_size: int
     select: float
     pattern_step: int
+    prediction: Prediction | None
     guided: bool
     step_tokens: int
     num_pattern_rows: int
@@ -86,14 +90,20 @@ def plan_request(
     wanted = sampling_params.max_tokens
     canvas_len = min(room, settings.server.default_canvas if wanted is None else wanted)
     prompt_masks = sum(1 for token in prompt_token_ids if token == settings.mask_token_id)
-    blocks = plan_blocks(canvas_len, parameters.block_length, parameters.steps, prompt_masks)
+    paced = parameters.pace is not None
+    steps = parameters.steps
+    if steps is None and paced:
+        # No cap but the masks of each block, those of the prompt too.
+        steps = canvas_len * (canvas_len + prompt_masks)
+    blocks = plan_blocks(canvas_len, parameters.block_length, steps, prompt_masks)
     num_steps = sum(block.steps for block in blocks)
 
     guided = parameters.cfg_scale > 0
     seq_len = prompt_len + canvas_len
     step_tokens = 2 * seq_len if guided and 2 * seq_len <= settings.max_batch_tokens else seq_len
 
-    step = pattern_step(num_steps, parameters.sparsed_skip)
+    # With a pace the first step is dense and another one builds, at least.
+    step = 1 if paced else pattern_step(num_steps, parameters.sparsed_skip)
     block_size, select = parameters.pattern_settings(seq_len)
     rows = -(-seq_len // block_size) * (2 if guided else 1)
     sparse_steps = num_steps - 1 - step
@@ -103,6 +113,7 @@ def plan_request(
         left = canvas_len * sparse_steps // num_steps
         longest_block = max(block.end - block.start for block in blocks)
         sparse_steps = min(sparse_steps, reuse.expected_refreshes(left, longest_block))
+    times = None
     if settings.store is None or not parameters.sparsed_enabled:
         sparse, attention = False, "dense, as asked"
     elif sparse_steps < 1:
@@ -113,10 +124,11 @@ def plan_request(
     elif rows > settings.store.num_rows:
         sparse, attention = False, f"dense, as its {rows} pattern rows do not fit the store"
     else:
-        times = None
         if settings.crossover is not None and parameters.sparsed_dense_if_faster:
             times = settings.crossover.predict(seq_len, canvas_len, block_size, select)
         sparse, attention = _choose(times, sparse_steps)
+        if sparse and paced:
+            attention = f"densely until {parameters.sparsed_skip:.3g} of its canvas is decided"
     return RequestPlan(
         prompt_len=prompt_len,
         canvas_len=canvas_len,
@@ -125,7 +137,8 @@ def plan_request(
         num_steps=num_steps,
         block_size=block_size,
         select=select,
-        pattern_step=step if sparse else -1,
+        pattern_step=step if sparse and not paced else -1,
+        prediction=times if paced else None,
         guided=guided,
         step_tokens=step_tokens,
         num_pattern_rows=rows if sparse else 0,

@@ -67,28 +67,28 @@ class ReuseProgress:
         passes: taken.
         passes_since: taken since the last refresh, itself included.
         decided_since: tokens decided in these, each pass counting for at least one.
-        block_start: start of the block of the last pass; -1 before the first.
+        block: of the last pass, [start, end) in the sequence; (-1, -1) before the first.
         has_patterns: whether a refresh has built the patterns.
     """
 
     passes: int = 0
     passes_since: int = 0
     decided_since: int = 0
-    block_start: int = -1
+    block: tuple[int, int] = (-1, -1)
     has_patterns: bool = False
 
     def window(self, policy: ReusePolicy, block: OpenBlock, seq_len: int) -> tuple[int, int] | None:
         """Rows [start, end) of the coming pass; None: all, a refresh."""
         if self.passes == 0:
             return None
-        enters = block.start != self.block_start
         if policy.mode != "window":
+            enters = (block.start, block.end) != self.block
             # A candidate before the block, a mask inside the prompt: only a refresh decides it.
             if enters or block.first_candidate < block.start:
                 return None
             return (block.start, block.end if policy.mode == "dual" else seq_len)
         # The tokens that the last passes of the block before decided were stored while masked.
-        start = self.block_start if enters else block.start
+        start = min(self.block[0], block.start)
         start = max(0, min(start - policy.margin, block.start - policy.logit_shift))
         due = (
             self.passes < policy.warmup_passes
@@ -104,34 +104,15 @@ class ReuseProgress:
         return (
             policy.mode != "window"
             and policy.logit_shift == 1
-            and block.start != self.block_start
+            and (block.start, block.end) != self.block
             and block.first_candidate == block.start
         )
 
-    def advance(self, block_start: int, is_refresh: bool, num_decided: int) -> None:
-        """Count a pass that has been taken in the block that starts at `block_start`."""
+    def advance(self, block: OpenBlock, is_refresh: bool, num_decided: int) -> None:
+        """Count a pass that has been taken in a block."""
         if is_refresh:
             self.passes_since = self.decided_since = 0
         self.passes += 1
         self.passes_since += 1
         self.decided_since += max(1, num_decided)
-        self.block_start = block_start
-
-
-def patterns_due(
-    pattern_step: int, step: int, passes: int, decided: int, canvas_len: int, skip: float | None
-) -> bool:
-    """Whether `none` would have built its patterns by the coming pass, so that a refresh builds.
-
-    Args:
-        pattern_step: t* of a scheduled request.
-        step: denoising steps done, those that decided nothing included.
-        passes: taken.
-        decided: tokens of the canvas that are decided.
-        canvas_len: tokens of the canvas.
-        skip: share of the canvas that is decided densely, where the number of steps is not known;
-            None: scheduled.
-    """
-    if skip is None:
-        return 0 <= pattern_step <= step
-    return passes > 0 and decided >= canvas_len * skip
+        self.block = (block.start, block.end)

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,10 +20,12 @@ from vllm.v1.sample.logits_processor import validate_logits_processors_parameter
 from vllm_sparsed.attention.pattern_store import PatternStoreSize
 from vllm_sparsed.config.settings import engine_settings
 from vllm_sparsed.logger import init_logger
+from vllm_sparsed.models.special_tokens import with_end_tokens
 from vllm_sparsed.planning.request_plan import RequestPlan, plan_request
 from vllm_sparsed.scheduling.metrics import StepCounters
 from vllm_sparsed.scheduling.pages import RequestPages
 from vllm_sparsed.scheduling.turns import FairTurns, Turn
+from vllm_sparsed.worker.step_output import StepReport
 
 logger = init_logger(__name__)
 
@@ -38,6 +40,7 @@ class _Progress:
     Attributes:
         next_tokens: tokens that its next step takes of the budget.
         next_cost: tokens that this step computes.
+        next_is_window: whether it computes a window alone.
         step: denoising steps it has been scheduled for.
         turn: of a running request, else None.
     """
@@ -45,6 +48,7 @@ class _Progress:
     plan: RequestPlan
     next_tokens: int
     next_cost: int
+    next_is_window: bool = False
     step: int = 0
     turn: Turn | None = None
 
@@ -68,10 +72,14 @@ class DenoisingScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         self.settings = engine_settings(self.vllm_config)
         self._vocab_size = self.vllm_config.model_config.get_vocab_size()
+        self._end_token_ids = self.vllm_config.model_config.hf_config.end_token_ids
         self._progress: dict[str, _Progress] = {}
         # Why requests end as errors that have not been told so yet.
         self._errors: dict[str, str] = {}
         self._turns = FairTurns(self.settings.max_batch_tokens)
+        self._window_turns = FairTurns(self.settings.max_batch_tokens)
+        # Tokens of the budget that no pass over a whole sequence could use since one was put off.
+        self._carried = 0
         # Whether a waiting request may be admitted that could not be when last looked for.
         self._may_admit = True
         self._counters = StepCounters.for_writing(self.vllm_config)
@@ -123,6 +131,8 @@ class DenoisingScheduler(Scheduler):
             self.vllm_config.model_config.logits_processors, params
         )
         self._seed(request)
+        assert request.sampling_params is not None
+        request.sampling_params = with_end_tokens(request.sampling_params, self._end_token_ids)
         plan = plan_request(tokens, params, self.settings)
         logger.debug("Request %s attends %s", request.request_id, plan.attention)
         # A clamped canvas ends the request when it is full.
@@ -147,6 +157,19 @@ class DenoisingScheduler(Scheduler):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
+        """As vLLM's, after a look at what the workers report of each request."""
+        reports: Mapping[str, StepReport] = getattr(model_runner_output, "reports", {})
+        for request_id, report in reports.items():
+            progress = self._progress.get(request_id)
+            if progress is None:
+                continue  # aborted meanwhile
+            if report.error is not None:
+                self._fail(request_id, report.error)
+                continue
+            self._counters.add(report, progress.plan.canvas_len)
+            if report.next_tokens:
+                progress.next_tokens = progress.next_cost = report.next_tokens
+            progress.next_is_window = report.next_is_window
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if self._errors:
             for client_outputs in outputs.values():
@@ -224,7 +247,6 @@ class DenoisingScheduler(Scheduler):
             num_computed_tokens=[request.num_computed_tokens for request in continuing],
             num_output_tokens=[request.num_output_tokens for request in continuing],
         )
-        dense_steps = sparse_steps = 0
         for request in chosen:
             progress = self._progress[request.request_id]
             tokens = progress.next_tokens
@@ -232,12 +254,7 @@ class DenoisingScheduler(Scheduler):
             output.total_num_scheduled_tokens += tokens
             request.num_in_flight_tokens += tokens
             request.is_prefill_chunk = False
-            if progress.plan.is_sparse_step(progress.step):
-                sparse_steps += 1
-            else:
-                dense_steps += 1
             progress.step += 1
-        self._counters.add(dense_steps, sparse_steps)
 
         output.finished_req_ids = self.finished_req_ids
         output.preempted_req_ids = self.reset_preempted_req_ids
@@ -248,17 +265,54 @@ class DenoisingScheduler(Scheduler):
         return output
 
     def _choose(self) -> list[Request]:
-        """The running requests that take part in this engine step, in the order of admission."""
-        weights = self._weights()
-        turns = []
-        for request, weight in zip(self.running, weights, strict=True):
+        """The running requests that take part in this engine step, in the order of admission.
+
+        First the window passes of all that keep keys and values, which cost little, then passes
+        over whole sequences as turns and the budget that is left allow. What these leave unused is
+        carried over: once it has added up to the pass of the request that is owed most, the windows
+        wait for one engine step. So a refresh that does not fit waits, but not for ever.
+        """
+        windows: list[Request] = []
+        whole: list[Request] = []
+        for request, weight in zip(self.running, self._weights(), strict=True):
             progress = self._progress[request.request_id]
             if progress.turn is None:
                 progress.turn = Turn(progress.next_tokens, progress.next_cost)
             turn = progress.turn
             turn.tokens, turn.cost, turn.weight = progress.next_tokens, progress.next_cost, weight
-            turns.append(turn)
-        return [self.running[i] for i in self._turns.choose(turns)]
+            (windows if progress.next_is_window else whole).append(request)
+        if not windows:
+            return self._take_turns(self._turns, whole)
+        budget = self.settings.max_batch_tokens
+        if not whole:
+            return self._take_turns(self._window_turns, windows)
+        first = whole[self._turns.most_owed(self._turns_of(whole))]
+        if self._carried >= self._progress[first.request_id].next_tokens:
+            self._carried = 0
+            return self._take_turns(self._turns, whole)
+        chosen = windows
+        left = budget - sum(self._progress[r.request_id].next_tokens for r in windows)
+        if left < 0:
+            chosen = self._take_turns(self._window_turns, windows)
+            left = 0
+        others = self._take_turns(self._turns, whole, left)
+        if first in others:
+            self._carried = 0
+        else:
+            used = sum(self._progress[r.request_id].next_tokens for r in others)
+            # At the least the engine steps are counted, where windows take all of the budget.
+            self._carried += max(1, left - used)
+        taking_part = {*(r.request_id for r in chosen), *(r.request_id for r in others)}
+        return [request for request in self.running if request.request_id in taking_part]
+
+    def _turns_of(self, requests: Sequence[Request]) -> list[Turn]:
+        turns = [self._progress[request.request_id].turn for request in requests]
+        return [turn for turn in turns if turn is not None]
+
+    def _take_turns(
+        self, turns: FairTurns, requests: Sequence[Request], budget: int | None = None
+    ) -> list[Request]:
+        return [requests[i] for i in turns.choose(self._turns_of(requests), budget)]
 
     def _weights(self) -> Sequence[float]:
         """Shares of the running requests: with priorities each lower one has half the share."""

@@ -48,14 +48,19 @@ class FairTurns:
         self._budget = budget
         self._step = 0
 
-    def choose(self, turns: Sequence[Turn]) -> list[int]:
+    def most_owed(self, turns: Sequence[Turn]) -> int:
+        """Index of the one that goes first."""
+        return min(range(len(turns)), key=lambda i: _order(turns[i]))
+
+    def choose(self, turns: Sequence[Turn], budget: int | None = None) -> list[int]:
         """Choose who takes part in the next engine step, and charge them.
 
         Args:
-            turns: of all requests that could; each step of them fits the budget by itself.
+            turns: of all requests that could; each step of them fits the whole budget by itself.
+            budget: tokens of this engine step; None: the whole.
 
         Returns:
-            Ascending indices into `turns`, at least one if there are any.
+            Ascending indices into `turns`; with the whole budget at least one if there are any.
         """
         if not turns:
             return []
@@ -65,11 +70,8 @@ class FairTurns:
         for turn in turns:
             turn.deficit -= turn.weight * mean
 
-        order = sorted(
-            range(len(turns)),
-            key=lambda i: (-turns[i].deficit / turns[i].weight, turns[i].last_step),
-        )
-        left = self._budget
+        order = sorted(range(len(turns)), key=lambda i: _order(turns[i]))
+        left = self._budget if budget is None else budget
         chosen: list[int] = []
         for i in order:
             # Not everything that fits: a step takes as long as all its tokens, so a long request
@@ -78,7 +80,8 @@ class FairTurns:
             if turns[i].tokens <= left and not ahead:
                 left -= turns[i].tokens
                 chosen.append(i)
-        self._charge(turns, chosen, total_weight)
+        if chosen:
+            self._charge(turns, chosen, total_weight)
         return sorted(chosen)
 
     def _charge(self, turns: Sequence[Turn], chosen: Sequence[int], total_weight: float) -> None:
@@ -94,3 +97,8 @@ class FairTurns:
             most = turn.cost + max(self._budget, charged) * share
             turn.deficit = min(turn.deficit + charged * share, most)
         self._step += 1
+
+
+def _order(turn: Turn) -> tuple[float, int]:
+    """Sort key: who is owed most, then who has waited longest."""
+    return (-turn.deficit / turn.weight, turn.last_step)

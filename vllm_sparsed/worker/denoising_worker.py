@@ -1,5 +1,8 @@
 """What the CPU and the GPU worker share."""
 
+from dataclasses import asdict
+from typing import Any
+
 import psutil  # type: ignore[import-untyped]
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
@@ -79,6 +82,13 @@ class DenoisingWorkerMixin:
             compile_window_kernels(self.model_runner)
         set_random_seed(self.vllm_config.model_config.seed)
         return CompilationTimes(language_model=0.0, encoder=0.0)
+
+    def shown_canvases(self, request_id: str) -> list[dict[str, Any]]:
+        """The fields of `ShownCanvas`, which vLLM carries to other processes as they are, for each
+        choice of a request that has set `diffusion_show_canvas`."""
+        runner = self.model_runner
+        found = runner.shown_canvases.find(runner.requests.values(), request_id)
+        return [asdict(canvas) for canvas in found]
 
     def execute_dummy_batch(self) -> None:
         """A step of an idle data-parallel rank: nothing, because the ranks share no collective."""

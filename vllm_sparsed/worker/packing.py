@@ -118,7 +118,7 @@ class BatchPacker:
     def _build(
         self, sequences: Sequence[PackedSequence], phases: Sequence[SequencePhase]
     ) -> PackedBatch:
-        lengths = [state.num_rows for state, _ in sequences]
+        lengths = [end - start for start, end in (state.rows for state, _ in sequences)]
         starts = itertools.accumulate(lengths, initial=0)
         return replace(
             self.batch(lengths, phases),

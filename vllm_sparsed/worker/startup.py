@@ -11,7 +11,8 @@ from vllm.utils.mem_utils import format_gib
 
 from vllm_sparsed.attention.metadata import SequencePhase
 from vllm_sparsed.attention.pages import PAGE_SIZE, split_pages
-from vllm_sparsed.decoding.batch_decoder import DecodeRows
+from vllm_sparsed.decoding.candidates import Candidates
+from vllm_sparsed.decoding.paces import ranking_of
 from vllm_sparsed.kernels import block_sparse_attention, pattern_building, window_attention
 from vllm_sparsed.kernels.block_sparse_attention import flash_attention_4
 from vllm_sparsed.logger import init_logger
@@ -111,12 +112,12 @@ def _largest_batch(runner: DenoisingModelRunner) -> None:
     num_rows = min(total, 2 * runner.max_chunk_rows)
     hidden = hidden[:num_rows]
     # Every option that takes memory: guidance, sampling, top-p and entropy.
-    costliest = _rows(num_rows, "entropy", temperature=1.0, top_p=0.9, cfg_scale=1.0)
+    costliest = _candidates(num_rows, "entropy", temperature=1.0, top_p=0.9, cfg_scale=1.0)
     runner.decoder.decode(costliest, hidden, hidden, runner.model.compute_logits)
     # What most requests ask for, so that the first of them waits for no compiler.
     for temperature in (0.0, 1.0):
-        rows = _rows(1, settings.server.defaults.alg, temperature=temperature)
-        runner.decoder.decode(rows, hidden[:1], None, runner.model.compute_logits)
+        one = _candidates(1, settings.server.defaults.alg, temperature=temperature)
+        runner.decoder.decode(one, hidden[:1], None, runner.model.compute_logits)
 
 
 def _lengths(total: int, longest: int) -> list[int]:
@@ -164,26 +165,29 @@ def _device_bytes() -> tuple[int, int]:
     return reserved, int(total - free - reserved)
 
 
-def _rows(
-    num_rows: int, alg: str, *, temperature: float, top_p: float = 1.0, cfg_scale: float = 0.0
-) -> DecodeRows:
-    """Candidates of one request, of which one is unmasked."""
+def _candidates(
+    number: int, alg: str, *, temperature: float, top_p: float = 1.0, cfg_scale: float = 0.0
+) -> Candidates:
+    """Candidates of one request, of which one is decided."""
 
     def one(value: float, dtype: type) -> np.ndarray:
         return np.array([value], dtype=dtype)
 
-    return DecodeRows(
-        request=np.zeros(num_rows, dtype=np.int32),
-        position=np.arange(num_rows, dtype=np.int32),
-        algs=(alg,),
+    return Candidates(
+        request=np.zeros(number, dtype=np.int32),
+        group=np.zeros(number, dtype=np.int32),
+        position=np.arange(number, dtype=np.int32),
+        rule=one(0, np.int64),
+        quota=one(1, np.int64),
+        bound=one(0.0, np.float64),
+        rankings=(ranking_of(alg, None),),
         temperature=one(temperature, np.float64),
         top_p=one(top_p, np.float64),
         top_k=one(0, np.int64),
         alg_temp=one(0.0, np.float64),
         seed=one(0, np.int64),
         step=one(0, np.int64),
-        num_to_unmask=one(1, np.int64),
-        unmask_probability=one(1.0, np.float64),
+        probability=one(1.0, np.float64),
         cfg_scale=one(cfg_scale, np.float64),
         logits_eos_inf=one(0, np.bool_),
         confidence_eos_eot_inf=one(0, np.bool_),
