@@ -27,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 # A script finds the modules beside it, not those of the repository's other folders.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from examples.local_server import NAME, ServerError, served
+from examples.local_server import ServerError, log_tail, served
 from small_model.tasks import (
     TASKS,
     CountTokens,
@@ -38,7 +38,7 @@ from small_model.tasks import (
 )
 
 SMALL_MODEL: Final = Path(__file__).resolve().parents[1] / "llada-retrieval-5m"
-LOG_TAIL: Final = 40  # lines of the server's log that a failure shows
+NAME: Final = "demo"  # of the model in requests
 SHOWN_LINES: Final = 3  # of the document's beginning
 WARM_UP_STEPS: Final = 3  # two dense ones, the second with the patterns, and a sparse one
 
@@ -117,17 +117,25 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vllm-sparsed-") as folder:
         log = Path(folder) / "server.log"
         try:
-            with served(options.model, server_options(options), log) as address:
+            chosen = server_options(options)
+            with served(options.model, chosen, log, name=NAME, say=tell) as address:
                 right = ask_twice(address, options)
-        except (ServerError, APIError) as error:
-            tail = log.read_text(errors="replace").splitlines()[-LOG_TAIL:]
-            print("\n".join([*tail, f"{error} The end of its log is above."]), file=sys.stderr)
+        except ServerError as error:
+            print(error, file=sys.stderr)
+            return 1
+        except APIError as error:
+            print(f"{log_tail(log)}\n{error} The end of its log is above.", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("\nInterrupted; the server has been stopped.", file=sys.stderr)
             return 130
     print("The server has been stopped.")
     return 0 if right else 1
+
+
+def tell(line: str) -> None:
+    """Say at once what the server does."""
+    print(line, flush=True)
 
 
 def end_on_signal(number: int, frame: FrameType | None) -> None:
@@ -141,7 +149,8 @@ def server_options(options: argparse.Namespace) -> list[str]:
 
     tokens = options.document_tokens
     # Beside the document: the question, what the chat template adds, and a line too many.
-    chosen = ["--max-model-len", str(tokens + tokens // 8 + 128 + options.canvas)]
+    chosen = ["--attention-backend", "sparsed"]
+    chosen += ["--max-model-len", str(tokens + tokens // 8 + 128 + options.canvas)]
     if Path(options.model).is_dir() and not torch.cuda.is_available():
         # Any CPU is fast at float32, few are at bfloat16.
         chosen += ["--dtype", "float32"]

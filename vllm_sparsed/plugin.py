@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import cache, partial
 from importlib.metadata import entry_points
 from multiprocessing import parent_process
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from vllm_sparsed import __version__
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SUPPORTED_VLLM: Final = ("0.32", "0.33")
 """Minor versions of vLLM that this release supports."""
+
+TEMPLATES: Final = Path(__file__).parent / "models" / "chat_templates"
 
 
 class DeferredEngineConfig:
@@ -93,13 +96,16 @@ def _enter(undo: list[Callable[[], object]]) -> None:
     from transformers import CONFIG_MAPPING
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.model_executor.models.registry import ModelRegistry
+    from vllm.transformers_utils.chat_templates.registry import (
+        _MODEL_TYPE_TO_CHAT_TEMPLATE_FALLBACK,
+    )
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     from vllm_sparsed.attention.registration import BACKEND_NAME, restore_backend
     from vllm_sparsed.models.checkpoint_config import CONFIGS, UNSERVED_CONFIGS
     from vllm_sparsed.models.dream_tokenizer import register_tokenizers
-    from vllm_sparsed.models.registry import MODELS
+    from vllm_sparsed.models.registry import ENTRIES, MODELS
 
     def put(table: MutableMapping[str, Any], key: str, value: object) -> None:
         is_new = key not in table
@@ -120,6 +126,11 @@ def _enter(undo: list[Callable[[], object]]) -> None:
             undo.append(partial(ModelRegistry.models.pop, architecture, None))
             ModelRegistry.register_model(architecture, entry.model_class)
         put(MODELS_CONFIG_MAP, architecture, DeferredEngineConfig)
+    for entry in ENTRIES:
+        if entry.fallback_template:
+            path = TEMPLATES / entry.fallback_template
+            if entry.model_type not in _MODEL_TYPE_TO_CHAT_TEMPLATE_FALLBACK:
+                put(_MODEL_TYPE_TO_CHAT_TEMPLATE_FALLBACK, entry.model_type, path)
     # Last, as they cannot be taken back; an unused name in the enum changes nothing.
     restore_backend()
     if BACKEND_NAME not in AttentionBackendEnum.__members__:

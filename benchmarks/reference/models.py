@@ -1,4 +1,4 @@
-"""LLaDA and Dream in plain PyTorch, from the checkpoint's own tensors."""
+"""LLaDA, iLLaDA, LLaDA-MoE and Dream in plain PyTorch, from the checkpoint's own tensors."""
 
 import json
 import re
@@ -31,6 +31,7 @@ class Dimensions:
 
     Attributes:
         logit_shift: whether row p of the logits predicts position p + 1 (Dream).
+        experts_per_token: of LLaDA-MoE; 0: there are no experts.
     """
 
     hidden_size: int
@@ -42,6 +43,7 @@ class Dimensions:
     mask_token_id: int
     eos_token_id: int
     logit_shift: bool
+    experts_per_token: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -49,7 +51,7 @@ class Dimensions:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Dimensions":
-        """Raises ValueError where the model is neither LLaDA nor Dream, or scales its rotation."""
+        """Raises ValueError where the model is none of these, or scales its rotation."""
         if config.get("rope_scaling") or config.get("rope_parameters"):
             raise ValueError("rotary scaling is not part of the plain reference")
         if config["architectures"] == ["LLaDAModelLM"]:
@@ -64,19 +66,37 @@ class Dimensions:
                 eos_token_id=config.get("eos_token_id", 126081),
                 logit_shift=False,
             )
-        if config["architectures"] == ["DreamModel"]:
+        shape = _HUGGING_FACE.get(config["architectures"][0])
+        if shape is not None:
             return cls(
                 hidden_size=config["hidden_size"],
                 num_layers=config["num_hidden_layers"],
                 num_heads=config["num_attention_heads"],
                 num_kv_heads=config["num_key_value_heads"],
                 rope_theta=config["rope_theta"],
-                rms_norm_eps=config["rms_norm_eps"],
-                mask_token_id=config.get("mask_token_id", 151666),
-                eos_token_id=config.get("eos_token_id", 151643),
-                logit_shift=True,
+                rms_norm_eps=config.get("rms_norm_eps") or config["layer_norm_eps"],
+                mask_token_id=config.get("mask_token_id", shape.mask_token_id),
+                eos_token_id=config.get("eos_token_id", shape.eos_token_id),
+                logit_shift=shape.logit_shift,
+                experts_per_token=config.get("num_experts_per_tok", 0),
             )
-        raise ValueError(f"neither LLaDA nor Dream: {config['architectures']}")
+        raise ValueError(f"no reference for {config['architectures']}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What config.json may leave out, of models with Hugging Face's names."""
+
+    mask_token_id: int
+    eos_token_id: int
+    logit_shift: bool
+
+
+_HUGGING_FACE = {
+    "DreamModel": _Family(151666, 151643, logit_shift=True),
+    "ILLaDAForCausalLM": _Family(5, 2, logit_shift=False),
+    "LLaDAMoEModelLM": _Family(156895, 156892, logit_shift=False),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +169,8 @@ class ReferenceModel:
         for layer in range(dims.num_layers):
             name = f"model.layers.{layer}."
             normed = self._norm(hidden, f"{name}input_layernorm")
-            query = self._rotate(self._heads(normed, f"{name}self_attn.q_proj"), start)
-            key = self._rotate(self._heads(normed, f"{name}self_attn.k_proj"), start)
+            query = self._rotate(self._normed_heads(normed, f"{name}self_attn.q_"), start)
+            key = self._rotate(self._normed_heads(normed, f"{name}self_attn.k_"), start)
             value = self._heads(normed, f"{name}self_attn.v_proj")
             if stored is not None:
                 key, value = stored[layer].replace(key, value, start)
@@ -158,10 +178,38 @@ class ReferenceModel:
             attended.append(LayerAttention(query, key))
             hidden = hidden + self._linear(mixed, f"{name}self_attn.o_proj")
             normed = self._norm(hidden, f"{name}post_attention_layernorm")
-            gate = silu(self._linear(normed, f"{name}mlp.gate_proj"))
-            up = self._linear(normed, f"{name}mlp.up_proj")
-            hidden = hidden + self._linear(gate * up, f"{name}mlp.down_proj")
+            hidden = hidden + self._feed_forward(normed, f"{name}mlp.")
         return self._linear(self._norm(hidden, "model.norm"), "lm_head"), attended
+
+    def _feed_forward(self, x: Tensor, name: str) -> Tensor:
+        if self.dimensions.experts_per_token:
+            return self._experts(x, name)
+        gate = silu(self._linear(x, f"{name}gate_proj"))
+        return self._linear(gate * self._linear(x, f"{name}up_proj"), f"{name}down_proj")
+
+    def _experts(self, x: Tensor, name: str) -> Tensor:
+        """The best experts of each row of x [L, hidden_size], weighted by the router's softmax over
+        all of them, in float32 at least, which is not renormalised."""
+        router = self._linear(x, f"{name}gate")
+        shares = router.to(torch.promote_types(x.dtype, torch.float32)).softmax(dim=-1)
+        chosen = shares.topk(self.dimensions.experts_per_token, dim=-1)
+        mixed = torch.zeros_like(x)
+        for expert in range(router.shape[-1]):
+            prefix = f"{name}experts.{expert}."
+            rows, places = (chosen.indices == expert).nonzero(as_tuple=True)
+            gate = silu(self._linear(x[rows], f"{prefix}gate_proj"))
+            up = self._linear(x[rows], f"{prefix}up_proj")
+            output = self._linear(gate * up, f"{prefix}down_proj")
+            share = chosen.values[rows, places, None].to(x.dtype)
+            mixed.index_add_(0, rows, output * share)
+        return mixed
+
+    def _normed_heads(self, x: Tensor, name: str) -> Tensor:
+        """[L, heads * D] -> [heads, L, D], each head normalised where the model has such norms."""
+        heads = self._heads(x, f"{name}proj")
+        if f"{name}norm.weight" in self.weights:
+            return self._norm(heads, f"{name}norm")
+        return heads
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))

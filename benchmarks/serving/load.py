@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.serving.server import ServerError, complete
+from benchmarks.serving.server import complete
+from examples.local_server import ServerError
 
 FILE: Final = "serving.csv"
 LOG: Final = "bench_serve.log"

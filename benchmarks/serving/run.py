@@ -34,7 +34,8 @@ from benchmarks.serving import load as loads
 from benchmarks.serving import overhead
 from benchmarks.serving.checkpoint import with_tokenizer
 from benchmarks.serving.load import Load
-from benchmarks.serving.server import SERVED_NAME, ServerError, model_name, served
+from benchmarks.serving.server import SERVED_NAME, model_name
+from examples.local_server import ServerError, served
 
 MEASURED: Final = ("overhead", "load")
 USUAL: Final[dict[str, Any]] = {
@@ -156,7 +157,8 @@ def measure_loads(options: argparse.Namespace, deadline: Deadline) -> bool:
         with tempfile.TemporaryDirectory(prefix="vllm-sparsed-benchmark-") as folder:
             path = with_tokenizer(model_path(options.model), Path(folder) / "model")
             arguments = server_options(options, path, wanted)
-            with served(path, arguments, options.output / "server.log") as url:
+            log = options.output / "server.log"
+            with served(path, arguments, log, name=SERVED_NAME) as url:
                 run = LoadRun(options, url, SERVED_NAME, str(path), file, same, deadline)
                 return run.run_all(wanted)
     except (ServerError, OSError) as problem:

@@ -113,10 +113,9 @@ def _gather(
         # The memory as rows of head_dim elements: rows are copied faster than indexed.
         num_rows = bits.untyped_storage().nbytes() // bits.element_size() // head_dim
         rows = bits.as_strided((num_rows, head_dim), (head_dim, 1), 0)
-        row = bits.storage_offset() // head_dim + sum(
-            index * (stride // head_dim)
-            for index, stride in zip(where, bits.stride()[:3], strict=True)
-        )
+        row = torch.full_like(tokens, bits.storage_offset() // head_dim)
+        for index, stride in zip(where, bits.stride()[:3], strict=True):
+            row = row + index * (stride // head_dim)
         stored = rows.index_select(0, row.flatten()).view(*tokens.shape, head_dim)
     compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     if scale is None:

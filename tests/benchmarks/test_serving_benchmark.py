@@ -13,7 +13,7 @@ from benchmarks.serving import run
 from benchmarks.serving.checkpoint import with_tokenizer
 from benchmarks.serving.load import Load, bench_arguments, check_answers, row_of
 from benchmarks.serving.overhead import PARTS, StepClock
-from benchmarks.serving.server import ServerError
+from examples.local_server import ServerError
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 LOAD = Load(clients=4, requests=16, input_len=100, output_len=32, range_ratio=0.5, steps=8)

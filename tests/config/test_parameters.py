@@ -24,11 +24,7 @@ from vllm_sparsed.kernels import block_sparse_attention
 SERVER = parse_server_settings({}, "low_confidence")
 # This one allows any request.
 WIDE = parse_server_settings(
-    {
-        "sparsed": {"select": 1.0, "block_size": 16},
-        "diffusion": {"show_canvas": True, "kv_reuse": "window"},
-    },
-    "low_confidence",
+    {"diffusion": {"show_canvas": True, "kv_reuse": "window"}}, "low_confidence"
 )
 
 GOOD = {
@@ -59,6 +55,8 @@ GOOD = {
     "diffusion_refresh_tokens": [(1, 1), (128.0, 128)],
     "diffusion_refresh_passes": [(1, 1), (7, 7)],
     "diffusion_window_margin": [(0, 0), (64, 64)],
+    "diffusion_top_p": [(1, 1.0), (0.01, 0.01)],
+    "diffusion_top_k": [(0, 0), (50.0, 50)],
     "sparsed_skip": [(0, 0.0), (0.99, 0.99)],
     "sparsed_select": [(1, 1.0), (0.01, 0.01)],
     "sparsed_block_size": [(16, 16), (32, 32), (64.0, 64), (128, 128)],
@@ -93,6 +91,8 @@ BAD = {
     "diffusion_refresh_tokens": [*NOT_NUMBERS, 0, -1, 1.5, 2**31],
     "diffusion_refresh_passes": [*NOT_NUMBERS, 0, -1, 1.5, 2**31],
     "diffusion_window_margin": [*NOT_NUMBERS, -1, 0.5, 2**31],
+    "diffusion_top_p": [*NOT_NUMBERS, 0, 1.01],
+    "diffusion_top_k": [*NOT_NUMBERS, -1, 0.5, 2**31],
     "sparsed_skip": [*NOT_NUMBERS, 1, 1.0, -0.1],
     "sparsed_select": [*NOT_NUMBERS, 0, 1.01],
     "sparsed_block_size": [*NOT_NUMBERS, 8, 48, 256, 32.5],
@@ -143,7 +143,7 @@ def test_good_value(key: str, case: tuple[object, object]) -> None:
 def test_bad_value_is_refused_by_name(key: str, value: object) -> None:
     parameter = PER_REQUEST[key]
     with pytest.raises(ParameterError) as refusal:
-        request_parameters({key: value}, WIDE)
+        request_parameters({key: value}, SERVER)
     assert str(refusal.value).startswith(f"{key} is ")
     assert parameter.allowed in str(refusal.value)
     assert len(str(refusal.value)) < 300
@@ -154,7 +154,7 @@ def test_bad_value_is_refused_by_name(key: str, value: object) -> None:
 @pytest.mark.parametrize("value", [10**5000, -(10**5000), [10**5000]], ids=["int", "-int", "list"])
 def test_integer_beyond_the_digits_that_python_prints(value: object) -> None:
     with pytest.raises(ParameterError) as refusal:
-        request_parameters({"diffusion_steps": value}, WIDE)
+        request_parameters({"diffusion_steps": value}, SERVER)
     assert str(refusal.value).startswith("diffusion_steps is a number of too many digits, but must")
 
 
@@ -168,7 +168,7 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from(sorted(PER_REQUEST)) | st.text(max_size=5), JSON))
 def test_anything_else_raises_parameter_error_alone(extra_args: dict[str, object]) -> None:
     with contextlib.suppress(ParameterError):
-        parameters = request_parameters(extra_args, WIDE)
+        parameters = request_parameters(extra_args, SERVER)
         assert set(extra_args) <= {*PER_REQUEST, "session_id"}
         assert isinstance(parameters, RequestParameters)
 
@@ -228,6 +228,8 @@ def test_defaults() -> None:
             alg_temp=0.0,
             eps=1e-3,
             cfg_scale=0.0,
+            top_p=None,
+            top_k=None,
             logits_eos_inf=False,
             confidence_eos_eot_inf=False,
             kv_reuse="none",
@@ -366,24 +368,15 @@ def test_a_request_keeps_the_server_defaults_it_does_not_set() -> None:
     assert parameters.sparsed_enabled is False
 
 
-@pytest.mark.parametrize(
-    ("extra_args", "message"),
-    [
-        (
-            {"sparsed_select": 0.31},
-            "is 0.31, but must be at most 0.3, where the server sets no sparsed.select",
-        ),
-        (
-            {"sparsed_block_size": 64},
-            "is 64, but must be at least 128, where the server sets no sparsed.block",
-        ),
-    ],
-    ids=["select", "block_size"],
-)
-def test_more_than_the_pattern_store_holds_is_refused(extra_args, message: str) -> None:
-    with pytest.raises(ParameterError, match=message):
-        request_parameters(extra_args, SERVER)
-    request_parameters(extra_args, WIDE)
+@pytest.mark.parametrize("server", [{}, {"select": 0.1, "block_size": 128}])
+def test_the_documented_defaults_may_be_given(server: dict[str, object]) -> None:
+    """Whether the store holds them depends on the length, so it is no error."""
+    settings = parse_server_settings({"sparsed": server}, "low_confidence")
+    for length in (1, 2048, 2049, 65536):
+        block_size, select = SERVER.defaults.pattern_settings(length)
+        asked = {"sparsed_block_size": block_size, "sparsed_select": select}
+        parameters = request_parameters(asked, settings)
+        assert parameters.pattern_settings(length) == (block_size, select)
 
 
 @pytest.mark.parametrize(
@@ -404,22 +397,7 @@ def test_what_nobody_gives_is_as_released_for_the_length(server, extra_args, sho
     parameters = request_parameters(extra_args, settings)
     assert [parameters.pattern_settings(n) for n in (1, 2048)] == [short, short]
     assert [parameters.pattern_settings(n) for n in (2049, 65536)] == [long, long]
-    possible = settings.block_sizes(65536)
-    assert {short[0], long[0]} <= set(possible) <= set(BLOCK_SIZES)
-
-
-@pytest.mark.parametrize(
-    ("server", "max_model_len", "expected"),
-    [
-        ({}, 65536, [32, 128]),
-        ({}, 2048, [32, 128]),
-        ({"block_size": 64}, 65536, [64, 128]),
-        ({"block_size": 16, "select": 0.1}, 65536, [16, 32, 64, 128]),
-    ],
-)
-def test_block_sizes_that_requests_can_have(server, max_model_len, expected) -> None:
-    settings = parse_server_settings({"sparsed": server}, "low_confidence")
-    assert settings.block_sizes(max_model_len) == expected
+    assert {short[0], long[0]} <= set(settings.block_sizes(65536)) == set(BLOCK_SIZES)
 
 
 @given(st.integers(1, 9999), st.floats(0, 1, exclude_min=True), st.none() | st.integers(1, 9999))

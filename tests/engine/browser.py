@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from tests.engine.http_server import free_port
+from examples.local_server import free_port
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ARGUMENTS = [

@@ -2,14 +2,7 @@
 
 import contextlib
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +11,13 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from examples.local_server import served
 from tests.engine.golden_cases import GOLDEN, GoldenCase
 
 MODEL_NAME = "golden"
 
 # At the lengths of the tests dense attention would be faster on a GPU.
 SPARSED = {"block_size": 16, "select": 0.5, "dense_if_faster": False}
-
-# Set for the other tests of this folder, which look inside the engine.
-IN_PROCESS_ENGINE = "VLLM_ENABLE_V1_MULTIPROCESSING"
 
 
 @dataclass(frozen=True)
@@ -113,56 +104,17 @@ def make_checkpoint(folder: Path, model: str = "llada-mha") -> Path:
     return path
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 @contextlib.contextmanager
 def serve(model: Path, log: Path, *options: str, **environment: str) -> Iterator[Server]:
     """Run `vllm serve` until the block ends.
 
     Raises:
-        RuntimeError: it did not start; holds the end of its log.
+        ServerError: it did not start; holds the end of its log.
     """
-    port = free_port()
-    command = [
-        str(Path(sys.executable).with_name("vllm")),
-        "serve",
-        str(model),
-        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL_NAME),
+    usual = [
         *("--attention-backend", "sparsed", "--dtype", "float32", "--max-model-len", "640"),
         *("--additional-config", json.dumps({"sparsed": SPARSED})),
-        *options,
     ]
-    env = {key: value for key, value in os.environ.items() if key != IN_PROCESS_ENGINE}
-    env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1", **environment}
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_healthy(process, url, log)
-        yield Server(url, log)
-    finally:
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=30)
-        # Its own session: what is left of the server's processes, if anything.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _wait_until_healthy(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        with contextlib.suppress(OSError):
-            if urllib.request.urlopen(f"{url}/health", timeout=2).status == 200:
-                return
-        time.sleep(0.5)
-    raise RuntimeError(f"vllm serve did not start:\n{log.read_text()[-4000:]}")
+    variables = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1", **environment}
+    with served(model, [*usual, *options], log, name=MODEL_NAME, environment=variables) as address:
+        yield Server(address, log)

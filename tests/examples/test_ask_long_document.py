@@ -93,7 +93,8 @@ def test_server_options(cuda: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     options = argparse.Namespace(
         model=str(tmp_path), document_tokens=4000, canvas=32, server_options=["--dtype", "half"]
     )
-    expected = ["--max-model-len", "4660"] + ([] if cuda else ["--dtype", "float32"])
+    expected = ["--attention-backend", "sparsed", "--max-model-len", "4660"]
+    expected += [] if cuda else ["--dtype", "float32"]
     assert ask_long_document.server_options(options) == [*expected, "--dtype", "half"]
 
 
@@ -139,7 +140,7 @@ def test_failed_start_is_reported(
     assert run_main(monkeypatch, "--model", "some/model") == 1
     printed = capsys.readouterr()
     assert "no such option" in printed.err
-    assert "The server ended with status 3 while starting." in printed.err
+    assert "The server ended with status 3 while starting" in printed.err
 
 
 def test_refused_request_is_reported(

@@ -28,7 +28,7 @@ def test_server_and_its_workers_end(
     write_program(fake_vllm, SERVER_WITH_WORKER)
 
     def use_server() -> None:
-        with served("some/model", [], tmp_path / "log") as address:
+        with served("some/model", [], tmp_path / "log", name="demo") as address:
             assert re.fullmatch(r"http://127\.0\.0\.1:\d+", address)
             assert is_running(int(fake_vllm.with_name("worker").read_text()))
             if error is not None:
@@ -53,7 +53,7 @@ def test_unhealthy_server_is_given_up(
     monkeypatch.setattr(local_server, "START_LIMIT", 1.0)
     with (
         pytest.raises(ServerError, match="not healthy after 1 s"),
-        served("some/model", [], tmp_path / "log"),
+        served("some/model", [], tmp_path / "log", name="demo"),
     ):
         pytest.fail("the server was taken for healthy")
 
@@ -63,7 +63,9 @@ def test_options_reach_the_command(fake_vllm: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with (
         pytest.raises(ServerError, match="ended with status 3 while starting"),
-        served("some/model", ["--dtype", "float32"], log),
+        served("some/model", ["--dtype", "float32"], log, name="demo"),
     ):
         pytest.fail("the server was taken for healthy")
-    assert "'--attention-backend', 'sparsed', '--dtype', 'float32']" in log.read_text()
+    printed = log.read_text()
+    assert "'serve', 'some/model', '--served-model-name', 'demo', '--host'" in printed
+    assert "'--dtype', 'float32']" in printed

@@ -161,6 +161,11 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
         "--prefill-context-parallel-size above 1": parallel_config.prefill_context_parallel_size
         > 1,
         "--enable-dbo": parallel_config.enable_dbo,
+        "--enable-eplb": parallel_config.enable_eplb,
+        # vLLM spreads experts over data-parallel engines too, which would have to step together.
+        "--data-parallel-size above 1 (of a model with experts)": parallel_config.data_parallel_size
+        > 1
+        and model_config.get_num_experts() > 0,
         "--speculative-config": vllm_config.speculative_config is not None,
         "--diffusion-config": vllm_config.diffusion_config is not None,
         "--kv-offloading-size": cache_config.kv_offloading_size is not None,

@@ -334,6 +334,28 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
     ),
     Parameter(
         "diffusion",
+        "top_p",
+        "number",
+        None,
+        "In place of top_p, and at temperature 0 too, where vLLM drops top_p; it shapes the "
+        "confidence of maskgit_plus, topk_margin and entropy there.",
+        default_text="top_p",
+        minimum=0,
+        maximum=1,
+        open_minimum=True,
+    ),
+    Parameter(
+        "diffusion",
+        "top_k",
+        "integer",
+        None,
+        "In place of top_k, likewise; 0 keeps all tokens.",
+        default_text="top_k",
+        minimum=0,
+        maximum=_MAX_INTEGER,
+    ),
+    Parameter(
+        "diffusion",
         "logits_eos_inf",
         "boolean",
         False,
@@ -456,8 +478,8 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "select",
         "number",
         None,
-        "Share of the key blocks that each query block keeps (SparseD's rho); a request may ask "
-        f"for no more than the server's value, {LONG_SELECT:g} where it has none.",
+        "Share of the key blocks that each query block keeps (SparseD's rho); the server's value "
+        "sizes the pattern store, and a request whose patterns are wider stays dense.",
         default_text=SELECT_BY_LENGTH,
         minimum=0,
         maximum=1,
@@ -468,8 +490,8 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "block_size",
         "integer",
         None,
-        "Tokens of a block of the pattern; a request may ask for no less than the server's value, "
-        f"{LONG_BLOCK_SIZE} where it has none.",
+        "Tokens of a block of the pattern; the server's value sizes the pattern store, and a "
+        "request whose patterns are larger stays dense.",
         default_text=BLOCK_SIZE_BY_LENGTH,
         choices=BLOCK_SIZES,
     ),

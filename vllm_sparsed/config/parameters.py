@@ -57,7 +57,8 @@ class RequestParameters:
     `steps` None: as many as canvas tokens; `block_length` None: the whole canvas is one block.
     In a server's defaults `block_length` None means that the algorithm decides. At most one of the
     paces (`PACES`) is given; all None: a fixed schedule. `block_add` None: one block at a time.
-    `refresh_tokens` None: the block length; `refresh_passes` None: no limit. `sparsed_select` and
+    `refresh_tokens` None: the block length; `refresh_passes` None: no limit. `top_p` and `top_k`
+    None: as in vLLM's `SamplingParams`, which drops its own at temperature 0. `sparsed_select` and
     `sparsed_block_size` None: by the length of the request, see `pattern_settings`.
     """
 
@@ -73,6 +74,8 @@ class RequestParameters:
     alg_temp: float
     eps: float
     cfg_scale: float
+    top_p: float | None
+    top_k: int | None
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
     kv_reuse: Mode
@@ -128,21 +131,9 @@ class ServerSettings:
     sparsed_max_canvas: int | None
     sparsed_flash_attention_4: bool
 
-    @property
-    def largest_select(self) -> float:
-        """The most that a request may ask for."""
-        return self.defaults.sparsed_select or LONG_SELECT
-
-    @property
-    def smallest_block_size(self) -> int:
-        """The least that a request may ask for."""
-        return self.defaults.sparsed_block_size or LONG_BLOCK_SIZE
-
     def block_sizes(self, max_model_len: int) -> list[int]:
         """All that requests of up to so many tokens can have, asked for or not; ascending."""
-        asked = [size for size in BLOCK_SIZES if size >= self.smallest_block_size]
-        by_length = [self.defaults.pattern_settings(length)[0] for length in (1, max_model_len)]
-        return sorted({*asked, *by_length})
+        return list(BLOCK_SIZES)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -205,13 +196,13 @@ def request_parameters(
 
     Args:
         extra_args: `SamplingParams.extra_args`. A parameter given as None counts as not given.
-        settings: the server's; the pattern store was sized for its `sparsed_select` and
-            `sparsed_block_size`, so a request cannot ask for more blocks than these allow at any
-            length.
+        settings: the server's. The pattern store was sized for its `sparsed_select` and
+            `sparsed_block_size`; how much more a request may have depends on its length, so that
+            is seen when it is planned.
 
     Raises:
-        ParameterError: an unknown name, a bad value, two values that do not go together, or more
-            than the server allows.
+        ParameterError: an unknown name, a bad value, two values that do not go together, or what
+            the server does not allow.
     """
     given: dict[str, Any] = {}
     for key, value in (extra_args or {}).items():
@@ -244,18 +235,6 @@ def request_parameters(
             "diffusion_show_canvas is true, but this server shows no canvases: start it with "
             """--additional-config '{"diffusion": {"show_canvas": true}}'."""
         )
-    select, block_size = parameters.sparsed_select, parameters.sparsed_block_size
-    if select is not None and select > settings.largest_select:
-        raise ParameterError(
-            f"sparsed_select is {select:g}, but must be at most {settings.largest_select:g}, "
-            + _server_value("sparsed.select", settings.defaults.sparsed_select)
-        )
-    if block_size is not None and block_size < settings.smallest_block_size:
-        raise ParameterError(
-            f"sparsed_block_size is {block_size}, but must be at least "
-            f"{settings.smallest_block_size}, "
-            + _server_value("sparsed.block_size", settings.defaults.sparsed_block_size)
-        )
     return parameters
 
 
@@ -276,10 +255,6 @@ def _check_reuse(
                     f"diffusion_{name} has no effect with diffusion_kv_reuse {mode}: leave it out "
                     "or ask for diffusion_kv_reuse window."
                 )
-
-
-def _server_value(key: str, value: float | None) -> str:
-    return f"the server's {key}." if value is not None else f"where the server sets no {key}."
 
 
 def _check_pace(values: Mapping[str, Any], named: Callable[[str], str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final
 from transformers import PretrainedConfig
 
 from vllm_sparsed.models.registry import MODELS, UNSERVED, served_architectures, unserved_model
+from vllm_sparsed.models.rotary_parameters import complete_parameters, scaled_length
 
 
 class _CheckpointConfig(PretrainedConfig):
@@ -44,18 +45,15 @@ class _CheckpointConfig(PretrainedConfig):
             if value is None:
                 return
             name, value = "rope_parameters", {**self.rope_parameters, "rope_theta": value}
-        elif name in ("rope_scaling", "rope_parameters"):
-            name, value = "rope_parameters", self._complete(value)
+        if name in ("rope_scaling", "rope_parameters"):
+            present = self.__dict__.get("rope_parameters", {})
+            theta = present.get("rope_theta", self.default_theta)
+            name, value = "rope_parameters", complete_parameters(value, theta)
+            # vLLM takes the positions of these scalings from the configuration.
+            length = scaled_length(value)
+            if length > getattr(self, "max_position_embeddings", 0):
+                self.max_position_embeddings = length
         super().__setattr__(name, value)
-
-    def _complete(self, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-        complete = {"rope_type": "default", **(parameters or {})}
-        legacy_name = complete.pop("type", None)
-        if legacy_name is not None and "rope_type" not in (parameters or {}):
-            complete["rope_type"] = legacy_name
-        present = self.__dict__.get("rope_parameters", {})
-        complete.setdefault("rope_theta", present.get("rope_theta", self.default_theta))
-        return complete
 
 
 class LLaDAConfig(_CheckpointConfig):
@@ -158,6 +156,99 @@ class DreamConfig(_CheckpointConfig):
         super().__init__(**kwargs)
 
 
+class ILLaDAConfig(_CheckpointConfig):
+    """config.json of iLLaDA: Llama's keys, the norms' epsilon under one of two names."""
+
+    model_type = "illada"
+
+    def __init__(
+        self,
+        vocab_size: int = 155136,
+        hidden_size: int = 4096,
+        intermediate_size: int = 14336,
+        num_hidden_layers: int = 32,
+        num_attention_heads: int = 32,
+        num_key_value_heads: int | None = 8,
+        max_position_embeddings: int = 8192,
+        rms_norm_eps: float | None = None,
+        layer_norm_eps: float | None = None,
+        tie_word_embeddings: bool = True,
+        hidden_act: str = "silu",
+        rope_parameters: dict[str, Any] | None = None,
+        rope_theta: float | None = None,
+        rope_scaling: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take the keys of config.json."""
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = (
+            num_attention_heads if num_key_value_heads is None else num_key_value_heads
+        )
+        self.max_position_embeddings = max_position_embeddings
+        self.rms_norm_eps = layer_norm_eps if rms_norm_eps is None else rms_norm_eps
+        self.tie_word_embeddings = tie_word_embeddings
+        self.hidden_act = hidden_act
+        self.rope_parameters = rope_parameters or rope_scaling
+        self.rope_theta = rope_theta
+        super().__init__(**kwargs)
+
+
+class LLaDAMoEConfig(_CheckpointConfig):
+    """config.json of LLaDA-MoE.
+
+    Attributes:
+        intermediate_size: of one expert, the checkpoint's expert_intermediate_size.
+    """
+
+    model_type = "lladamoe"
+    default_theta = 50_000.0
+
+    def __init__(
+        self,
+        vocab_size: int = 157184,
+        hidden_size: int = 2048,
+        expert_intermediate_size: int = 1024,
+        num_hidden_layers: int = 16,
+        num_attention_heads: int = 16,
+        num_key_value_heads: int | None = None,
+        num_experts: int = 64,
+        num_experts_per_tok: int = 8,
+        max_position_embeddings: int = 8192,
+        rms_norm_eps: float = 1e-5,
+        tie_word_embeddings: bool = False,
+        hidden_act: str = "silu",
+        rope_parameters: dict[str, Any] | None = None,
+        rope_theta: float | None = None,
+        rope_scaling: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take the keys of config.json."""
+        # That of dense layers, which there are none of.
+        kwargs.pop("intermediate_size", None)
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.expert_intermediate_size = expert_intermediate_size
+        self.intermediate_size = expert_intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = (
+            num_attention_heads if num_key_value_heads is None else num_key_value_heads
+        )
+        self.num_experts = num_experts
+        self.num_experts_per_tok = num_experts_per_tok
+        self.max_position_embeddings = max_position_embeddings
+        self.rms_norm_eps = rms_norm_eps
+        self.tie_word_embeddings = tie_word_embeddings
+        self.hidden_act = hidden_act
+        self.rope_parameters = rope_parameters or rope_scaling
+        self.rope_theta = rope_theta
+        super().__init__(**kwargs)
+
+
 class UnservedConfig(PretrainedConfig):
     """In place of the configuration of a model that is known and not served."""
 
@@ -181,7 +272,7 @@ UNSERVED_CONFIGS: Final[Mapping[str, type[PretrainedConfig]]] = {
 """By `model_type`."""
 
 _CLASSES: Final[Mapping[str, type[_CheckpointConfig]]] = {
-    kind.__name__: kind for kind in (LLaDAConfig, DreamConfig)
+    kind.__name__: kind for kind in (LLaDAConfig, ILLaDAConfig, LLaDAMoEConfig, DreamConfig)
 }
 
 CONFIGS: Final[Mapping[str, type[PretrainedConfig]]] = {

@@ -1,7 +1,7 @@
 """The transformer that LLaDA and Dream share: pre-norm blocks, rotary embedding, SwiGLU."""
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import nn
@@ -40,10 +40,13 @@ from vllm_sparsed.models.fp8_rows import (
 from vllm_sparsed.models.registry import MODELS
 from vllm_sparsed.models.rotary import Rotary
 
-STACKED_PROJECTIONS = {
+STACKED_ATTENTION: Final[dict[str, tuple[str, str | int]]] = {
     ".q_proj": (".qkv_proj", "q"),
     ".k_proj": (".qkv_proj", "k"),
     ".v_proj": (".qkv_proj", "v"),
+}
+STACKED_PROJECTIONS: Final[dict[str, tuple[str, str | int]]] = {
+    **STACKED_ATTENTION,
     ".gate_proj": (".gate_up_proj", 0),
     ".up_proj": (".gate_up_proj", 1),
 }
@@ -113,6 +116,7 @@ class SelfAttention(nn.Module):
         qkv_bias: bool,
         quant_config: QuantizationConfig | None,
         prefix: str,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         ranks = get_tensor_model_parallel_world_size()
@@ -143,6 +147,11 @@ class SelfAttention(nn.Module):
             prefix=f"{prefix}.o_proj",
         )
         accept_fp8_rows(self.o_proj)
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        if qk_norm:
+            self.q_norm = RMSNorm(self.head_size, eps=config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_size, eps=config.rms_norm_eps)
         self.rotary = rotary
         self.attn = BidirectionalAttention(
             num_heads, self.head_size, self.head_size**-0.5, num_kv_heads, prefix=f"{prefix}.attn"
@@ -157,12 +166,23 @@ class SelfAttention(nn.Module):
         """Attend; returns what is still to be added to the residual sum, as `add_to` does."""
         qkv, _ = self.qkv_proj(hidden_states)
         query, key, value = qkv.split(self.split_sizes, dim=-1)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self._by_head(self.q_norm, query), self._by_head(self.k_norm, key)
         query, key = self.rotary(positions, query, key)
         return self.o_proj.add_to(residual, self.attn(query, key, value))
 
+    def _by_head(self, norm: RMSNorm, x: torch.Tensor) -> torch.Tensor:
+        """The norm of each head of x [tokens, heads * head_size]."""
+        normed: torch.Tensor = norm(x.unflatten(-1, (-1, self.head_size)))
+        return normed.flatten(-2)
+
 
 class SwiGLU(nn.Module):
-    """The gated feed-forward layer: down(silu(gate(x)) * up(x))."""
+    """The gated feed-forward layer: down(silu(gate(x)) * up(x)).
+
+    Attributes:
+        consumer: the layer that the norm before this one is for.
+    """
 
     def __init__(self, config: Any, quant_config: QuantizationConfig | None, prefix: str) -> None:
         super().__init__()
@@ -182,6 +202,7 @@ class SwiGLU(nn.Module):
         )
         accept_fp8_rows(self.gate_up_proj)
         accept_fp8_rows(self.down_proj)
+        self.consumer: LinearBase = self.gate_up_proj
         self.act_fn = SiluAndMul()
 
     def forward(
@@ -206,14 +227,16 @@ class TransformerBlock(nn.Module):
         qkv_bias: bool,
         quant_config: QuantizationConfig | None,
         prefix: str,
+        qk_norm: bool,
+        feed_forward: type[nn.Module],
     ) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = SelfAttention(
-            config, rotary, qkv_bias, quant_config, prefix=f"{prefix}.self_attn"
+            config, rotary, qkv_bias, quant_config, prefix=f"{prefix}.self_attn", qk_norm=qk_norm
         )
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = SwiGLU(config, quant_config, prefix=f"{prefix}.mlp")
+        self.mlp = feed_forward(config, quant_config, prefix=f"{prefix}.mlp")
 
     def forward(
         self, positions: torch.Tensor, pending: torch.Tensor | None, residual: torch.Tensor
@@ -223,7 +246,7 @@ class TransformerBlock(nn.Module):
         )
         pending = self.self_attn(positions, hidden_states, residual)
         hidden_states, residual = add_and_norm(
-            self.post_attention_layernorm, pending, residual, self.mlp.gate_up_proj
+            self.post_attention_layernorm, pending, residual, self.mlp.consumer
         )
         return self.mlp(hidden_states, residual), residual
 
@@ -231,7 +254,7 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """Embedding, blocks and the final norm."""
 
-    def __init__(self, vllm_config: VllmConfig, qkv_bias: bool, prefix: str) -> None:
+    def __init__(self, vllm_config: VllmConfig, prefix: str, **block: Any) -> None:
         super().__init__()
         model_config = vllm_config.model_config
         config = model_config.hf_config
@@ -245,7 +268,11 @@ class Transformer(nn.Module):
         rotary = Rotary(config, model_config.max_model_len)
         self.layers = nn.ModuleList(
             TransformerBlock(
-                config, rotary, qkv_bias, quant_config, prefix=f"{prefix}.layers.{index}"
+                config,
+                rotary,
+                quant_config=quant_config,
+                prefix=f"{prefix}.layers.{index}",
+                **block,
             )
             for index in range(config.num_hidden_layers)
         )
@@ -274,14 +301,23 @@ class MaskedDiffusionModel(nn.Module, SupportsQuant):
     }
     hf_to_vllm_mapper: ClassVar[WeightsMapper]
 
-    def __init__(self, vllm_config: VllmConfig, qkv_bias: bool, prefix: str) -> None:
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        qkv_bias: bool,
+        prefix: str,
+        qk_norm: bool = False,
+        feed_forward: type[nn.Module] = SwiGLU,
+    ) -> None:
         """Build the layers.
 
         Args:
             vllm_config: of the engine; its model configuration must be supported
-                (`checkpoint_config.check_supported`).
+                (`checkpoint_check.check_supported`).
             qkv_bias: whether the query, key and value projections have biases.
             prefix: of this module's weights.
+            qk_norm: whether each head of queries and keys is normalised before the rotation.
+            feed_forward: class of the layer after attention, built and called as `SwiGLU`.
         """
         super().__init__()
         config = vllm_config.model_config.hf_config
@@ -290,7 +326,13 @@ class MaskedDiffusionModel(nn.Module, SupportsQuant):
         self._quant_config = vllm_config.quant_config
         # These set parameters themselves.
         self._is_loaded = vllm_config.load_config.load_format in ("dummy", "sharded_state")
-        self.model = Transformer(vllm_config, qkv_bias, prefix=maybe_prefix(prefix, "model"))
+        self.model = Transformer(
+            vllm_config,
+            prefix=maybe_prefix(prefix, "model"),
+            qkv_bias=qkv_bias,
+            qk_norm=qk_norm,
+            feed_forward=feed_forward,
+        )
         self.lm_head = ParallelLMHead(
             config.vocab_size,
             config.hidden_size,

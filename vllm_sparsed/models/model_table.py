@@ -11,7 +11,7 @@ def served_table() -> str:
     ]
     lines += [
         f"| `{entry.architecture}` | {entry.checkpoints} | `{entry.algorithm}` "
-        f"| {entry.mask_token_id}, {entry.eos_token_id} | {entry.chat_template} |"
+        f"| {entry.mask_token_id}, {entry.eos_token_id} | {_cell(entry.chat_template)} |"
         for entry in ENTRIES
     ]
     return "\n".join(lines) + "\n"
@@ -31,6 +31,10 @@ def unserved_table() -> str:
     lines = ["| Model | Why not | Served by |", "|---|---|---|"]
     lines += [f"| {model.name} | {model.reason} | {model.served_by or '-'} |" for model in UNSERVED]
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vllm_sparsed.config.parameters import RequestParameters, request_parameters
 from vllm_sparsed.config.settings import EngineSettings
+from vllm_sparsed.kernels.pattern_building import generation_start_block, kept_blocks_bound
 from vllm_sparsed.planning.blocks import Block, pattern_step, plan_blocks
 from vllm_sparsed.planning.crossover import Prediction
 from vllm_sparsed.planning.reuse import ReusePolicy
@@ -78,8 +79,9 @@ def plan_request(
     Rules where prompt and parameters together ask for what cannot be: the canvas is clamped to the
     context that the prompt leaves; a block never gets more steps than it has masks nor fewer than
     one; a guided request of which two sequences do not fit the token budget takes that of one, and
-    its halves run in turn; a request whose patterns are larger than a full batch's stays dense, and
-    so does one that sparse attention would not make faster (`sparsed.dense_if_faster`).
+    its halves run in turn; a request whose patterns have more rows or wider ones than the whole
+    store stays dense, and so does one that sparse attention would not make faster
+    (`sparsed.dense_if_faster`).
 
     Raises:
         ParameterError: a parameter that the front end's check would have refused.
@@ -123,6 +125,12 @@ def plan_request(
         )
     elif rows > settings.store.num_rows:
         sparse, attention = False, f"dense, as its {rows} pattern rows do not fit the store"
+    elif (width := _pattern_width(seq_len, canvas_len, block_size, select)) > settings.store.width:
+        sparse, attention = (
+            False,
+            f"dense, as pattern rows of {width} blocks do not fit the store's of "
+            f"{settings.store.width}",
+        )
     else:
         if settings.crossover is not None and parameters.sparsed_dense_if_faster:
             times = settings.crossover.predict(seq_len, canvas_len, block_size, select)
@@ -145,6 +153,13 @@ def plan_request(
         reuse=reuse,
         attention=attention,
     )
+
+
+def _pattern_width(seq_len: int, canvas_len: int, block_size: int, select: float) -> int:
+    """Most key blocks that a row of a request's patterns keeps."""
+    blocks = -(-seq_len // block_size)
+    generation = blocks - generation_start_block(seq_len, canvas_len, block_size)
+    return kept_blocks_bound(blocks, generation, select)
 
 
 def _choose(times: Prediction | None, sparse_steps: int) -> tuple[bool, str]:

@@ -6,7 +6,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
-from vllm.utils.mem_utils import format_gib
+from vllm.utils.mem_utils import MemorySnapshot, format_gib
 from vllm.utils.torch_utils import set_random_seed
 from vllm.v1.worker.worker_base import CompilationTimes
 
@@ -39,7 +39,7 @@ class DenoisingWorkerMixin:
         self.model_runner.prepare()
         with set_current_vllm_config(self.vllm_config), torch.inference_mode():
             compile_kernels(self.model_runner)
-            peak = measure_memory(self.model_runner, self.memory_limit())
+            peak = self._measure_memory()
         self._is_measured = True
         cache_config = self.vllm_config.cache_config
         if cache_config.kv_cache_memory_bytes:
@@ -54,6 +54,9 @@ class DenoisingWorkerMixin:
             )
         return free
 
+    def _measure_memory(self) -> int:
+        return measure_memory(self.model_runner, self.memory_limit(), *self.memory_before())
+
     def free_bytes(self, peak: int) -> int:
         """Memory for pages beside a full batch whose peak is known."""
         # The host's memory is others' too.
@@ -63,6 +66,11 @@ class DenoisingWorkerMixin:
     def memory_limit(self) -> int | None:
         """Bytes that this worker may take on its device, None where vLLM sets no limit."""
         return None
+
+    def memory_before(self) -> tuple[MemorySnapshot | None, int]:
+        """vLLM's snapshot of the device before the model was loaded, and the bytes that this
+        process had taken by then."""
+        return None, 0
 
     @torch.inference_mode()
     def compile_or_warm_up_model(self) -> CompilationTimes:
@@ -75,10 +83,10 @@ class DenoisingWorkerMixin:
         with set_current_vllm_config(self.vllm_config):
             if not self._is_measured:
                 compile_kernels(self.model_runner)
-                measure_memory(self.model_runner, self.memory_limit())
+                self._measure_memory()
             elif cache_config.kv_cache_memory_bytes or cache_config.num_gpu_blocks_override:
                 # So much was asked for; that it fits beside the rest nobody has seen.
-                measure_memory(self.model_runner, self.memory_limit())
+                self._measure_memory()
             compile_window_kernels(self.model_runner)
         set_random_seed(self.vllm_config.model_config.seed)
         return CompilationTimes(language_model=0.0, encoder=0.0)

@@ -58,7 +58,7 @@ class RequestState:
             each further open block.
         num_passes, num_decided: forward passes done, and tokens decided in them.
         last_candidates, last_decided: candidates and decided tokens of the last step.
-        decided_in: int32 [prompt + canvas], the pass, from 1, that decided each position; 0: none
+        decided_in: int32 [prompt + canvas], the step, from 1, that decided each position; 0: none
             yet. None where nobody may watch.
         pattern_rows: of the pattern store, per sequence; empty until the patterns are built.
         kept: which rows its passes compute; None: every pass computes all, nothing is kept.
@@ -266,7 +266,7 @@ class RequestState:
             self._write(self.judged[decided], tokens[decided])
             self.num_passes += 1
             if self.decided_in is not None:
-                self.decided_in[self.judged[decided]] = self.num_passes
+                self.decided_in[self.judged[decided]] = self.step + 1
             self.last_candidates, self.last_decided = self.judged.size, int(decided.sum())
             self.num_decided += self.last_decided
             if self.kept is not None:

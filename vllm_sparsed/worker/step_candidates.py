@@ -45,6 +45,7 @@ class StepCandidates:
 def _without_candidates(states: Sequence[RequestState]) -> Candidates:
     sampling = [state.params for state in states]
     diffusion = [state.plan.parameters for state in states]
+    both = list(zip(sampling, diffusion, strict=True))
     places, counts = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int64)
     numbers = np.empty(0, dtype=np.float64)
     return Candidates(
@@ -56,8 +57,10 @@ def _without_candidates(states: Sequence[RequestState]) -> Candidates:
         bound=numbers,
         rankings=tuple(ranking_of(p.alg, p.pace[0] if p.pace else None) for p in diffusion),
         temperature=np.array([p.temperature for p in sampling], dtype=np.float64),
-        top_p=np.array([p.top_p for p in sampling], dtype=np.float64),
-        top_k=np.array([p.top_k for p in sampling], dtype=np.int64),
+        top_p=np.array(
+            [s.top_p if d.top_p is None else d.top_p for s, d in both], dtype=np.float64
+        ),
+        top_k=np.array([s.top_k if d.top_k is None else d.top_k for s, d in both], dtype=np.int64),
         alg_temp=np.array([p.alg_temp for p in diffusion], dtype=np.float64),
         seed=np.array([state.seed for state in states], dtype=np.int64),
         step=counts,
