@@ -107,6 +107,20 @@ class LayerAttention:
     key: Tensor
 
 
+@dataclass(slots=True)
+class StoredLayer:
+    """One layer's keys and values [kv heads, L, D] of a sequence, kept between passes."""
+
+    key: Tensor
+    value: Tensor
+
+    def replace(self, key: Tensor, value: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Write rows [kv heads, rows, D] from position `start` on; returns all that is stored."""
+        rows = slice(start, start + key.shape[1])
+        self.key[:, rows], self.value[:, rows] = key, value
+        return self.key, self.value
+
+
 class ReferenceModel:
     """A checkpoint and its forward pass over one sequence."""
 
@@ -131,16 +145,23 @@ class ReferenceModel:
         return cls(Dimensions.from_config(config), moved)
 
     def logits(
-        self, tokens: Tensor, masks: list[Tensor] | None = None
+        self,
+        tokens: Tensor,
+        masks: list[Tensor] | None = None,
+        stored: list[StoredLayer] | None = None,
+        start: int = 0,
     ) -> tuple[Tensor, list[LayerAttention]]:
-        """Run the model.
+        """Run the model over all rows of a sequence or over some that follow each other.
 
         Args:
-            tokens: int64 [L].
-            masks: per layer bool [heads, L, L], which keys each query attends to; None: all.
+            tokens: int64 [rows].
+            masks: per layer bool [heads, rows, L], which keys each query attends to; None: all.
+            stored: per layer the keys and values of the whole sequence; those of the rows are
+                replaced, then the rows attend to all. None: the rows are the whole sequence.
+            start: position of the first row.
 
         Returns:
-            Logits [L, vocabulary], and each layer's queries and keys.
+            Logits [rows, vocabulary], and each layer's queries and keys.
         """
         dims = self.dimensions
         hidden = embedding(tokens, self.weights["model.embed_tokens.weight"])
@@ -148,9 +169,11 @@ class ReferenceModel:
         for layer in range(dims.num_layers):
             name = f"model.layers.{layer}."
             normed = self._norm(hidden, f"{name}input_layernorm")
-            query = self._rotate(self._normed_heads(normed, f"{name}self_attn.q_"))
-            key = self._rotate(self._normed_heads(normed, f"{name}self_attn.k_"))
+            query = self._rotate(self._normed_heads(normed, f"{name}self_attn.q_"), start)
+            key = self._rotate(self._normed_heads(normed, f"{name}self_attn.k_"), start)
             value = self._heads(normed, f"{name}self_attn.v_proj")
+            if stored is not None:
+                key, value = stored[layer].replace(key, value, start)
             mixed = attention(query, key, value, None if masks is None else masks[layer])
             attended.append(LayerAttention(query, key))
             hidden = hidden + self._linear(mixed, f"{name}self_attn.o_proj")
@@ -202,13 +225,13 @@ class ReferenceModel:
         """[L, heads * D] -> [heads, L, D]."""
         return self._linear(x, name).unflatten(-1, (-1, self.dimensions.head_dim)).transpose(0, 1)
 
-    def _rotate(self, x: Tensor) -> Tensor:
+    def _rotate(self, x: Tensor, start: int) -> Tensor:
         """Rotary embedding of [heads, L, D]: element d pairs with d + D / 2; float32 at least."""
         half = self.dimensions.head_dim // 2
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         exponents = torch.arange(0, half, dtype=wide.dtype, device=x.device) / half
         frequencies = 1.0 / self.dimensions.rope_theta**exponents
-        positions = torch.arange(x.shape[1], dtype=wide.dtype, device=x.device)
+        positions = start + torch.arange(x.shape[1], dtype=wide.dtype, device=x.device)
         angles = torch.outer(positions, frequencies)
         cos, sin = angles.cos(), angles.sin()
         first, second = wide[..., :half], wide[..., half:]
@@ -220,13 +243,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     """Full or masked attention with the whole L x L matrix.
 
     Args:
-        query: [heads, L, D].
+        query: [heads, rows, D].
         key: [kv heads, L, D].
         value: [kv heads, L, D].
-        mask: bool [heads, L, L], True where a query attends to a key; None: everywhere.
+        mask: bool [heads, rows, L], True where a query attends to a key; None: everywhere.
 
     Returns:
-        [L, heads * D].
+        [rows, heads * D].
     """
     group = query.shape[0] // key.shape[0]
     key, value = key.repeat_interleave(group, dim=0), value.repeat_interleave(group, dim=0)

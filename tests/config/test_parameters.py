@@ -23,7 +23,9 @@ from vllm_sparsed.kernels import block_sparse_attention
 
 SERVER = parse_server_settings({}, "low_confidence")
 # This one allows any request.
-WIDE = parse_server_settings({"diffusion": {"show_canvas": True}}, "low_confidence")
+WIDE = parse_server_settings(
+    {"diffusion": {"show_canvas": True, "kv_reuse": "window"}}, "low_confidence"
+)
 
 GOOD = {
     "diffusion_steps": [(1, 1), (64.0, 64), (2**31 - 1, 2**31 - 1)],
@@ -48,6 +50,11 @@ GOOD = {
     "diffusion_alg_temp": [(0, 0.0), (0.5, 0.5), (3, 3.0)],
     "diffusion_eps": [(1e-3, 1e-3), (0.999, 0.999)],
     "diffusion_cfg_scale": [(0, 0.0), (1.5, 1.5)],
+    "diffusion_kv_reuse": [(name, name) for name in ("none", "prefix", "dual", "window")],
+    "diffusion_warmup_passes": [(1, 1), (3.0, 3)],
+    "diffusion_refresh_tokens": [(1, 1), (128.0, 128)],
+    "diffusion_refresh_passes": [(1, 1), (7, 7)],
+    "diffusion_window_margin": [(0, 0), (64, 64)],
     "diffusion_top_p": [(1, 1.0), (0.01, 0.01)],
     "diffusion_top_k": [(0, 0), (50.0, 50)],
     "sparsed_skip": [(0, 0.0), (0.99, 0.99)],
@@ -79,6 +86,11 @@ BAD = {
     "diffusion_alg_temp": [*NOT_NUMBERS, -0.1, 1e7, None],
     "diffusion_eps": [*NOT_NUMBERS, 0, 1, 1.0, -1e-9],
     "diffusion_cfg_scale": [*NOT_NUMBERS, -1e-9, 1e7],
+    "diffusion_kv_reuse": [1, True, "", "Window", ["dual"]],
+    "diffusion_warmup_passes": [*NOT_NUMBERS, 0, -1, 1.5, 2**31],
+    "diffusion_refresh_tokens": [*NOT_NUMBERS, 0, -1, 1.5, 2**31],
+    "diffusion_refresh_passes": [*NOT_NUMBERS, 0, -1, 1.5, 2**31],
+    "diffusion_window_margin": [*NOT_NUMBERS, -1, 0.5, 2**31],
     "diffusion_top_p": [*NOT_NUMBERS, 0, 1.01],
     "diffusion_top_k": [*NOT_NUMBERS, -1, 0.5, 2**31],
     "sparsed_skip": [*NOT_NUMBERS, 1, 1.0, -0.1],
@@ -220,6 +232,11 @@ def test_defaults() -> None:
             top_k=None,
             logits_eos_inf=False,
             confidence_eos_eot_inf=False,
+            kv_reuse="none",
+            warmup_passes=1,
+            refresh_tokens=None,
+            refresh_passes=None,
+            window_margin=16,
             show_canvas=False,
             sparsed_enabled=True,
             sparsed_dense_if_faster=True,
@@ -228,6 +245,7 @@ def test_defaults() -> None:
             sparsed_block_size=None,
         ),
         default_canvas=128,
+        kv_reuse_pages=None,
         sparsed_max_canvas=None,
         sparsed_flash_attention_4=True,
     )

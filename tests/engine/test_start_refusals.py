@@ -55,7 +55,26 @@ REFUSED_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"enable_sleep_mode": True}, "[Ss]leep mode|--enable-sleep-mode"),
     ({"worker_cls": "vllm.v1.worker.cpu_worker.CPUWorker"}, "--worker-cls"),
     ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "--scheduler-cls"),
-    ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype|kv.cache.dtype|fp8"),
+    ({"kv_cache_dtype": "fp8_e5m2"}, "--kv-cache-dtype|kv.cache.dtype|fp8"),
+    ({"kv_cache_dtype": "bfloat16"}, "--kv-cache-dtype bfloat16 .*auto, fp8, fp8_e4m3, float32"),
+    (
+        {
+            "kv_cache_dtype": "fp8",
+            "additional_config": {"diffusion": {"kv_reuse_pages": False}},
+        },
+        "--kv-cache-dtype fp8 is not supported .*there is no key/value cache",
+    ),
+    (
+        {
+            "attention_backend": None,
+            "additional_config": {"diffusion": {"kv_reuse_pages": True}},
+        },
+        r"diffusion\.kv_reuse_pages=true needs --attention-backend sparsed",
+    ),
+    (
+        {"attention_backend": None, "additional_config": {"diffusion": {"kv_reuse": "dual"}}},
+        r"diffusion\.kv_reuse=dual needs --attention-backend sparsed",
+    ),
     ({"logits_processors": ["a.module:Processor"]}, "--logits-processors"),
     ({"cpu_offload_gb": 1}, "--cpu-offload-gb"),
     ({"offload_backend": "uva"}, "--offload-backend"),

@@ -1,4 +1,5 @@
-"""One attention layer's forward pass: the dense span, pattern building, the sparse sequences."""
+"""One attention layer's forward pass: the dense span, pattern building, the sparse sequences, the
+windows."""
 
 from typing import Any, Protocol
 
@@ -8,9 +9,11 @@ from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionImpl, AttentionLayer, AttentionType
 
 from vllm_sparsed.attention.metadata import SparsedMetadata
+from vllm_sparsed.attention.pages import split_pages, store_rows
 from vllm_sparsed.kernels.block_sparse_attention import block_sparse_attention
 from vllm_sparsed.kernels.block_sparse_attention.flash_attention_4 import flash_attention_4
 from vllm_sparsed.kernels.pattern_building import build_pattern
+from vllm_sparsed.kernels.window_attention import window_attention
 
 
 class PatternBuilder(Protocol):
@@ -100,7 +103,7 @@ class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
             query: [tokens, query heads, head_size], after rotary embedding.
             key: [tokens, key heads, head_size], after rotary embedding.
             value: [tokens, key heads, head_size].
-            kv_cache: unused, there is none.
+            kv_cache: the layer's pages; empty where the server keeps no keys and values.
             attn_metadata: None while vLLM measures memory without a batch.
             output: [tokens, query heads, head_size], written in place.
             output_scale: must be None (no fused output quantisation).
@@ -114,6 +117,8 @@ class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
         if attn_metadata is None:
             return output.zero_()
         metadata = attn_metadata
+        if metadata.slots is not None:
+            store_rows(layer, key, value, kv_cache, metadata.slots, self.kv_cache_dtype)
         if metadata.dense_bounds:
             lse = self._attend_densely(query, key, value, metadata, output)
             self._build_patterns(layer, query, key, metadata, lse)
@@ -143,7 +148,40 @@ class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
                     scale=self.scale,
                     out=output[span],
                 )
+        if metadata.windows:
+            self._attend_windows(layer, query, kv_cache, metadata, output)
         return output
+
+    def _attend_windows(
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        metadata: SparsedMetadata,
+        output: torch.Tensor,
+    ) -> None:
+        """Few rows of some sequences over all that is stored of them, their own rows included."""
+        keys, values = split_pages(kv_cache, self.head_size)
+        is_fp8 = keys.dtype != query.dtype
+        for group in metadata.windows:
+            indices = counts = None
+            if group.has_patterns:
+                assert metadata.store is not None
+                index: int = layer.layer_index
+                indices, counts = metadata.store.indices[index], metadata.store.counts[index]
+            window_attention(
+                query,
+                keys,
+                values,
+                group.block_table,
+                group.tiles,
+                indices=indices,
+                counts=counts,
+                scale=self.scale,
+                k_scale=layer._k_scale if is_fp8 else None,
+                v_scale=layer._v_scale if is_fp8 else None,
+                out=output,
+            )
 
     def _attend_densely(
         self,

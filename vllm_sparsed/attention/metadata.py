@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import torch
@@ -10,10 +11,16 @@ from vllm.config import VllmConfig
 from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
 from vllm.v1.kv_cache_interface import AttentionSpec
 
+from vllm_sparsed.attention.pages import PAGE_SIZE
 from vllm_sparsed.attention.pattern_store import PatternStore
 from vllm_sparsed.device_copy import to_device
 from vllm_sparsed.kernels.block_sparse_attention import QueryTiles
+from vllm_sparsed.kernels.pattern_building import pattern_width
+from vllm_sparsed.kernels.window_attention import Window, WindowTiles
 from vllm_sparsed.planning.crossover import FlashAttention4Range
+
+WINDOW_ORDER: Final = 3
+"""Of `SequencePhase.order`: windows come last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +36,10 @@ class SequencePhase:
         select: share of the blocks that a row keeps, rho.
         builds: whether this is step t*.
         pattern_rows: rows of the pattern store, one per query block.
+        pages: of the store of keys and values, in order; empty: those of this sequence are not
+            kept. The pass writes the rows that it computes.
+        window: first row of those that the pass computes, and tokens of the whole sequence, whose
+            other rows it reads from the pages; None: it computes all rows.
     """
 
     canvas_len: int
@@ -36,10 +47,15 @@ class SequencePhase:
     select: float = 1.0
     builds: bool = False
     pattern_rows: Sequence[int] = ()
+    pages: Sequence[int] = ()
+    window: tuple[int, int] | None = None
 
     @property
     def order(self) -> tuple[int, int]:
-        """Sort key: dense, then building, then sparse sequences, these by block size."""
+        """Sort key: dense, then building, then sparse sequences, these by block size, then windows,
+        likewise."""
+        if self.window is not None:
+            return (WINDOW_ORDER, self.block_size)
         if self.block_size == 0:
             return (0, 0)
         return (1, 0) if self.builds else (2, self.block_size)
@@ -83,8 +99,24 @@ class FlashAttention4Sequence:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowGroup:
+    """The windows of a pass whose patterns have one block size, or that have none.
+
+    Attributes:
+        tiles: their rows.
+        block_table: int32 [windows, pages] on the device, the pages of each window's sequence.
+        has_patterns: whether they read the pattern store.
+    """
+
+    tiles: WindowTiles
+    block_table: torch.Tensor
+    has_patterns: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SparsedMetadata:
-    """The batch as the SPARSED backend runs it: one dense span, then the sparse sequences.
+    """The batch as the SPARSED backend runs it: one dense span, then the sparse sequences, then the
+    windows.
 
     Attributes:
         num_tokens: tokens of the batch.
@@ -96,6 +128,9 @@ class SparsedMetadata:
             a block apart.
         store: where patterns are written to and read from.
         fa4_sequences: the sparse sequences that are not in `tiles`.
+        slots: int64 [tokens] on the device, where the pages keep each token's keys and values;
+            None: nothing is kept.
+        windows: the windows.
     """
 
     num_tokens: int
@@ -106,6 +141,8 @@ class SparsedMetadata:
     tiles: tuple[QueryTiles, ...]
     store: PatternStore | None
     fa4_sequences: tuple[FlashAttention4Sequence, ...] = ()
+    slots: torch.Tensor | None = None
+    windows: tuple[WindowGroup, ...] = ()
 
     @property
     def num_dense_tokens(self) -> int:
@@ -128,6 +165,9 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self.fa4: FlashAttention4Range | None = None
+        self._num_heads: int = vllm_config.model_config.get_num_attention_heads(
+            vllm_config.parallel_config
+        )
 
     def build(
         self,
@@ -149,7 +189,9 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
             raise ValueError("phases: dense, building and sparse sequences must come in this order")
 
         num_dense = sum(1 for phase in phases if phase.order < (2, 0))
-        sparse = list(zip(bounds, phases, strict=True))[num_dense:]
+        num_whole = sum(1 for phase in phases if phase.window is None)
+        sequences = list(zip(bounds, phases, strict=True))
+        sparse = sequences[num_dense:num_whole]
         by_fa4 = [self._by_fa4(start, end, phase) for (start, end), phase in sparse]
         builds = tuple(
             PatternBuild(
@@ -180,6 +222,8 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
                 for ((start, end), phase), other in zip(sparse, by_fa4, strict=True)
                 if other
             ),
+            slots=common_attn_metadata.slot_mapping if any(p.pages for p in phases) else None,
+            windows=self._windows(sequences[num_whole:]),
         )
 
     def _by_fa4(self, start: int, end: int, phase: SequencePhase) -> bool:
@@ -203,4 +247,36 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
                 self.device,
             )
             for (block_size, _), group in groups.items()
+        )
+
+    def _windows(
+        self, sequences: Sequence[tuple[tuple[int, int], SequencePhase]]
+    ) -> tuple[WindowGroup, ...]:
+        groups: dict[int, list[tuple[tuple[int, int], SequencePhase]]] = {}
+        for bounds, phase in sequences:
+            groups.setdefault(phase.block_size, []).append((bounds, phase))
+        return tuple(self._window_group(size, group) for size, group in groups.items())
+
+    def _window_group(
+        self, block_size: int, group: Sequence[tuple[tuple[int, int], SequencePhase]]
+    ) -> WindowGroup:
+        windows = []
+        table = np.zeros((len(group), max(len(phase.pages) for _, phase in group)), dtype=np.int32)
+        for i, ((start, end), phase) in enumerate(group):
+            assert phase.window is not None
+            first, seq_len = phase.window
+            table[i, : len(phase.pages)] = phase.pages
+            rows: Sequence[int] = ()
+            most = 0
+            if block_size:
+                last = first + end - start - 1
+                rows = phase.pattern_rows[first // block_size : last // block_size + 1]
+                most = pattern_width(
+                    -(-seq_len // block_size), -(-phase.canvas_len // block_size), phase.select
+                )
+            windows.append(Window(start, end - start, first, seq_len, i, rows, most))
+        return WindowGroup(
+            WindowTiles.build(windows, block_size or PAGE_SIZE, self._num_heads, self.device),
+            to_device(table, self.device),
+            has_patterns=block_size > 0,
         )

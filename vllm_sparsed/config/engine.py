@@ -15,12 +15,14 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
 from vllm_sparsed.config.generation_defaults import set_generation_defaults
+from vllm_sparsed.config.kv_pages import decide_pages
 from vllm_sparsed.config.parameters import ServerSettings
 from vllm_sparsed.config.request_check import request_check_name
 from vllm_sparsed.config.settings import (
     CAPABILITY_KEY,
     FLASH_ATTENTION_4_KEY,
     GRAPH_TOKENS_KEY,
+    KV_PAGES_KEY,
     server_settings,
     uses_sparse_backend,
 )
@@ -81,8 +83,11 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
         scheduler_config.async_scheduling = False
         scheduler_config.enable_chunked_prefill = False
         vllm_config.cache_config.enable_prefix_caching = False
-        # No key/value cache: this also keeps vLLM from reserving host memory for one on CPUs.
-        vllm_config.cache_config.kv_cache_memory_bytes = 0
+        keeps_pages = decide_pages(vllm_config, server)
+        server = replace(server, kv_reuse_pages=keeps_pages)
+        if not keeps_pages or vllm_config.cache_config.kv_cache_memory_bytes is None:
+            # This also keeps vLLM from reserving most of the host's memory on CPUs.
+            vllm_config.cache_config.kv_cache_memory_bytes = 0
         for name in ("max_num_batched_tokens", "max_num_scheduled_tokens"):
             budget = getattr(scheduler_config, name)
             if budget is not None and budget < model_config.max_model_len:
@@ -109,6 +114,7 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
                 **vllm_config.additional_config,
                 COUNTERS_KEY: folder,
                 GRAPH_TOKENS_KEY: graph_tokens,
+                KV_PAGES_KEY: keeps_pages,
                 CAPABILITY_KEY: _capability(),
                 FLASH_ATTENTION_4_KEY: flash_attention_4.installed(),
             }
@@ -180,8 +186,6 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
         "--runner pooling": model_config.runner_type != "generate",
         "--enable-sleep-mode": model_config.enable_sleep_mode,
         "--logits-processors": bool(model_config.logits_processors),
-        "--kv-cache-dtype (there is no key/value cache)": cache_config.cache_dtype
-        not in ("auto", "bfloat16", "float16"),
         "--worker-cls": parallel_config.worker_cls not in ("auto", CPU_WORKER, GPU_WORKER),
         "--scheduler-cls": vllm_config.scheduler_config.scheduler_cls not in (None, SCHEDULER),
         "--watermark-config": getattr(vllm_config, "watermark_config", None) is not None,

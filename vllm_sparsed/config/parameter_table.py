@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from vllm_sparsed.planning.reuse import MODES
+
 LLADA_ALGORITHMS: Final = ("low_confidence", "random")
 DREAM_ALGORITHMS: Final = ("origin", "maskgit_plus", "topk_margin", "entropy")
 # Tokens of a semi-autoregressive block where neither request nor server says; with a schedule the
@@ -373,6 +375,67 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "boolean",
         False,
         "Candidates that end the sequence or the turn have confidence -inf: they come last.",
+    ),
+    Parameter(
+        "diffusion",
+        "kv_reuse",
+        "name",
+        "none",
+        "Which keys and values are kept between passes: none; those before the block (prefix) or "
+        "of all rows (dual) until the next block, as in Fast-dLLM; or those of all rows but a "
+        "window round the block, refreshed as the parameters below say (window).",
+        choices=MODES,
+    ),
+    Parameter(
+        "diffusion",
+        "warmup_passes",
+        "integer",
+        1,
+        "With kv_reuse window: so many first passes compute all rows.",
+        minimum=1,
+        maximum=_MAX_INTEGER,
+    ),
+    Parameter(
+        "diffusion",
+        "refresh_tokens",
+        "integer",
+        None,
+        "With kv_reuse window: a pass computes all rows when so many tokens have been decided "
+        "since the last that did, each pass counting for at least one; 1: every pass does, as with "
+        "none.",
+        default_text="the block length",
+        minimum=1,
+        maximum=_MAX_INTEGER,
+    ),
+    Parameter(
+        "diffusion",
+        "refresh_passes",
+        "integer",
+        None,
+        "With kv_reuse window: a pass computes all rows when so many have been taken since the "
+        "last that did, itself included.",
+        default_text="no limit",
+        minimum=1,
+        maximum=_MAX_INTEGER,
+    ),
+    Parameter(
+        "diffusion",
+        "window_margin",
+        "integer",
+        16,
+        "With kv_reuse window: rows computed on either side of the block.",
+        minimum=0,
+        maximum=_MAX_INTEGER,
+    ),
+    Parameter(
+        "diffusion",
+        "kv_reuse_pages",
+        "boolean",
+        None,
+        "Allocate memory for keys and values, without which every request has kv_reuse none.",
+        default_text="true with --attention-backend sparsed, where those of the longest sequence "
+        "take less than half of the memory",
+        per_request=False,
     ),
     Parameter(
         "diffusion",

@@ -9,7 +9,7 @@ processes use it alone.
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from vllm_sparsed.config.parameter_table import (
     parameter_table,
     shown,
 )
+from vllm_sparsed.planning.reuse import Mode
 
 __all__ = [
     "ParameterError",
@@ -43,6 +44,9 @@ __all__ = [
 # Keys of extra_args that other parts of vLLM put there and that change nothing here.
 _FOREIGN_KEYS: Final = frozenset({"session_id"})
 _BY_REQUEST_KEY: Final = {p.request_key: p for p in PARAMETERS if p.per_request}
+WINDOW_PARAMETERS: Final = ("warmup_passes", "refresh_tokens", "refresh_passes", "window_margin")
+"""Parameters that say when `kv_reuse` window refreshes and how far it reaches."""
+
 _BY_SERVER_KEY: Final = {p.server_key: p for p in PARAMETERS}
 
 
@@ -53,9 +57,9 @@ class RequestParameters:
     `steps` None: as many as canvas tokens; `block_length` None: the whole canvas is one block.
     In a server's defaults `block_length` None means that the algorithm decides. At most one of the
     paces (`PACES`) is given; all None: a fixed schedule. `block_add` None: one block at a time.
-    `top_p` and `top_k` None: as in vLLM's `SamplingParams`, which drops its own at temperature 0.
-    `sparsed_select` and `sparsed_block_size` None: by the length of the request, see
-    `pattern_settings`.
+    `refresh_tokens` None: the block length; `refresh_passes` None: no limit. `top_p` and `top_k`
+    None: as in vLLM's `SamplingParams`, which drops its own at temperature 0. `sparsed_select` and
+    `sparsed_block_size` None: by the length of the request, see `pattern_settings`.
     """
 
     steps: int | None
@@ -75,6 +79,11 @@ class RequestParameters:
     infill: bool
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
+    kv_reuse: Mode
+    warmup_passes: int
+    refresh_tokens: int | None
+    refresh_passes: int | None
+    window_margin: int
     show_canvas: bool
     sparsed_enabled: bool
     sparsed_dense_if_faster: bool
@@ -114,10 +123,12 @@ class ServerSettings:
         default_canvas: canvas length in tokens where neither request nor checkpoint says.
         sparsed_max_canvas: longest canvas the pattern store is sized for; None: up to the context.
         sparsed_flash_attention_4: whether FlashAttention 4 may attend for sparse requests.
+        kv_reuse_pages: whether memory for keys and values is allocated; None: the engine decides.
     """
 
     defaults: RequestParameters
     default_canvas: int
+    kv_reuse_pages: bool | None
     sparsed_max_canvas: int | None
     sparsed_flash_attention_4: bool
 
@@ -163,8 +174,14 @@ def parse_server_settings(
         parsed = parameter.parse(value, key)
         if parsed is not None:
             values[parameter.field] = parsed
+    if values["kv_reuse"] != "none" and values["kv_reuse_pages"] is False:
+        raise ParameterError(
+            f"diffusion.kv_reuse is {values['kv_reuse']}, which needs diffusion.kv_reuse_pages, "
+            "but that is false: leave one of the two out."
+        )
     settings = ServerSettings(
         default_canvas=values.pop("default_canvas"),
+        kv_reuse_pages=values.pop("kv_reuse_pages"),
         sparsed_max_canvas=values.pop("sparsed_max_canvas"),
         sparsed_flash_attention_4=values.pop("sparsed_flash_attention_4"),
         defaults=RequestParameters(**values),
@@ -208,6 +225,7 @@ def request_parameters(
         values, lambda name: f"{'' if name in given else 'the server default '}diffusion_{name}"
     )
     parameters = _with_block_length(values)
+    _check_reuse(parameters, given, settings)
     if parameters.sparsed_enabled and not settings.defaults.sparsed_enabled:
         raise ParameterError(
             "sparsed_enabled is true, but this server attends densely: start it with "
@@ -219,6 +237,25 @@ def request_parameters(
             """--additional-config '{"diffusion": {"show_canvas": true}}'."""
         )
     return parameters
+
+
+def _check_reuse(
+    parameters: RequestParameters, given: Collection[str], settings: ServerSettings
+) -> None:
+    """Refuse a mode that the server has no memory for, and parameters that the mode ignores."""
+    mode = parameters.kv_reuse
+    if mode != "none" and settings.kv_reuse_pages is False:
+        raise ParameterError(
+            f"diffusion_kv_reuse is {mode}, but this server keeps no keys and values: start it "
+            "with --attention-backend sparsed and diffusion.kv_reuse_pages=true."
+        )
+    if mode != "window":
+        for name in WINDOW_PARAMETERS:
+            if name in given:
+                raise ParameterError(
+                    f"diffusion_{name} has no effect with diffusion_kv_reuse {mode}: leave it out "
+                    "or ask for diffusion_kv_reuse window."
+                )
 
 
 def _check_pace(values: Mapping[str, Any], named: Callable[[str], str]) -> None:

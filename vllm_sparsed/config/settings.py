@@ -24,6 +24,9 @@ CAPABILITY_KEY: Final = "sparsed_capability"
 """Key of `additional_config` under which the GPUs' compute capability, [major, minor], travels to
 the other processes; there is none on CPUs."""
 
+KV_PAGES_KEY: Final = "sparsed_kv_pages"
+"""Key of `additional_config` that says whether keys and values are kept between passes."""
+
 FLASH_ATTENTION_4_KEY: Final = "sparsed_flash_attention_4"
 """Key of `additional_config` that says whether FlashAttention 4 is installed."""
 
@@ -39,6 +42,7 @@ class EngineSettings:
         mask_token_id: the token that marks an undecided position.
         store: size of the pattern store; None where every request stays dense.
         crossover: predicts which attention is faster; None on CPUs, where nothing is predicted.
+        logit_shift: whether row p of the logits decides position p + 1 (Dream).
         graph_tokens: passes of up to so many tokens are recorded as CUDA graphs; 0: none are.
     """
 
@@ -48,6 +52,7 @@ class EngineSettings:
     mask_token_id: int
     store: PatternStoreSize | None
     crossover: Crossover | None
+    logit_shift: bool
     graph_tokens: int
 
 
@@ -56,13 +61,20 @@ def uses_sparse_backend(vllm_config: "VllmConfig") -> bool:
     return backend is not None and backend.name == BACKEND_NAME
 
 
+def keeps_pages(vllm_config: "VllmConfig") -> bool:
+    """Whether memory for keys and values is allocated, once the configuration hook has decided."""
+    additional = vllm_config.additional_config
+    return isinstance(additional, dict) and bool(additional.get(KV_PAGES_KEY, False))
+
+
 def server_settings(vllm_config: "VllmConfig") -> ServerSettings:
     """Defaults and limits of the request parameters; a dense backend switches sparsity off."""
     additional = vllm_config.additional_config
+    additional = additional if isinstance(additional, dict) else {}
     architecture = vllm_config.model_config.architecture
-    server = parse_server_settings(
-        additional if isinstance(additional, dict) else {}, MODELS[architecture].algorithm
-    )
+    server = parse_server_settings(additional, MODELS[architecture].algorithm)
+    if KV_PAGES_KEY in additional:
+        server = replace(server, kv_reuse_pages=additional[KV_PAGES_KEY])
     if uses_sparse_backend(vllm_config):
         return server
     return replace(server, defaults=replace(server.defaults, sparsed_enabled=False))
@@ -89,6 +101,7 @@ def engine_settings(vllm_config: "VllmConfig") -> EngineSettings:
         mask_token_id=vllm_config.model_config.hf_config.mask_token_id,
         store=pattern_store_size(server, max_model_len, max_batch_tokens, crossover is None),
         crossover=crossover,
+        logit_shift=MODELS[vllm_config.model_config.architecture].logit_shift,
         graph_tokens=additional.get(GRAPH_TOKENS_KEY, 0),
     )
 

@@ -13,6 +13,7 @@ from vllm_sparsed.config.settings import EngineSettings
 from vllm_sparsed.kernels.pattern_building import generation_start_block, kept_blocks_bound
 from vllm_sparsed.planning.blocks import Block, pattern_step, plan_blocks
 from vllm_sparsed.planning.crossover import Prediction
+from vllm_sparsed.planning.reuse import ReusePolicy
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
@@ -38,6 +39,7 @@ class RequestPlan:
         step_tokens: tokens that a step of the request takes of the step's token budget.
         num_pattern_rows: rows of the pattern store the request takes, or may take with a pace (0:
             stays dense).
+        reuse: which rows its passes compute where keys and values are kept; None: all.
         attention: how it attends and why, for the log.
     """
 
@@ -53,6 +55,7 @@ class RequestPlan:
     guided: bool
     step_tokens: int
     num_pattern_rows: int
+    reuse: ReusePolicy | None
     attention: str
 
     @property
@@ -116,6 +119,12 @@ def plan_request(
     block_size, select = parameters.pattern_settings(seq_len)
     rows = -(-seq_len // block_size) * (2 if guided else 1)
     sparse_steps = num_steps - 1 - step
+    reuse = _reuse_policy(parameters, canvas_len, settings)
+    if reuse is not None and sparse_steps > 0:
+        # Window passes gain too, but little beside a pass over all rows.
+        left = canvas_len * sparse_steps // num_steps
+        longest_block = max(block.end - block.start for block in blocks)
+        sparse_steps = min(sparse_steps, reuse.expected_refreshes(left, longest_block))
     times = None
     if settings.store is None or not parameters.sparsed_enabled:
         sparse, attention = False, "dense, as asked"
@@ -151,6 +160,7 @@ def plan_request(
         guided=guided,
         step_tokens=step_tokens,
         num_pattern_rows=rows if sparse else 0,
+        reuse=reuse,
         attention=attention,
     )
 
@@ -171,4 +181,19 @@ def _choose(times: Prediction | None, sparse_steps: int) -> tuple[bool, str]:
         f"{'sparse' if sparse else 'dense'}, as predicted to be faster: {sparse_steps} steps of "
         f"{times.dense * 1e3:.3f} ms a layer dense, or of {times.sparse * 1e3:.3f} ms sparse and "
         f"{times.build * 1e3:.3f} ms for the pattern"
+    )
+
+
+def _reuse_policy(
+    parameters: RequestParameters, canvas_len: int, settings: EngineSettings
+) -> ReusePolicy | None:
+    if parameters.kv_reuse == "none":
+        return None
+    return ReusePolicy(
+        mode=parameters.kv_reuse,
+        warmup_passes=parameters.warmup_passes,
+        refresh_tokens=parameters.refresh_tokens or parameters.block_length or canvas_len,
+        refresh_passes=parameters.refresh_passes,
+        margin=parameters.window_margin,
+        logit_shift=int(settings.logit_shift),
     )

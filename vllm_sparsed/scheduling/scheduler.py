@@ -24,6 +24,7 @@ from vllm_sparsed.logger import init_logger
 from vllm_sparsed.models.special_tokens import with_end_tokens
 from vllm_sparsed.planning.request_plan import RequestPlan, plan_request
 from vllm_sparsed.scheduling.metrics import StepCounters
+from vllm_sparsed.scheduling.pages import RequestPages
 from vllm_sparsed.scheduling.turns import FairTurns, Turn
 from vllm_sparsed.worker.step_output import StepReport
 
@@ -40,6 +41,7 @@ class _Progress:
     Attributes:
         next_tokens: tokens that its next step takes of the budget.
         next_cost: tokens that this step computes.
+        next_is_window: whether it computes a window alone.
         step: denoising steps it has been scheduled for.
         turn: of a running request, else None.
     """
@@ -47,6 +49,7 @@ class _Progress:
     plan: RequestPlan
     next_tokens: int
     next_cost: int
+    next_is_window: bool = False
     step: int = 0
     turn: Turn | None = None
 
@@ -61,8 +64,9 @@ class DenoisingScheduler(Scheduler):
 
     Waiting requests are admitted in the order of the policy (FCFS or priority). One that waits for
     rows of the store holds up only those that take theirs from the same half of it, so none is
-    overtaken by one that takes what it waits for. There is no key/value cache; a preempted request
-    starts again at its first step.
+    overtaken by one that takes what it waits for. So it is with pages: a request that keeps keys
+    and values takes all of them when it is admitted. A preempted request starts again at its first
+    step.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -74,10 +78,14 @@ class DenoisingScheduler(Scheduler):
         # Why requests end as errors that have not been told so yet.
         self._errors: dict[str, str] = {}
         self._turns = FairTurns(self.settings.max_batch_tokens)
+        self._window_turns = FairTurns(self.settings.max_batch_tokens)
+        # Tokens of the budget that no pass over a whole sequence could use since one was put off.
+        self._carried = 0
         # Whether a waiting request may be admitted that could not be when last looked for.
         self._may_admit = True
         self._counters = StepCounters.for_writing(self.vllm_config)
         self._num_unseeded = itertools.count()
+        self._pages = RequestPages(self.kv_cache_manager, self.kv_cache_config.num_blocks)
 
     def add_request(self, request: Request) -> None:
         """Queue a request and plan it; one that cannot be planned ends as an error of its own.
@@ -162,6 +170,7 @@ class DenoisingScheduler(Scheduler):
             self._counters.add(report, progress.plan.canvas_len)
             if report.next_tokens:
                 progress.next_tokens = progress.next_cost = report.next_tokens
+            progress.next_is_window = report.next_is_window
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if self._errors:
             for client_outputs in outputs.values():
@@ -223,7 +232,12 @@ class DenoisingScheduler(Scheduler):
         continuing = [request for request in chosen if self._progress[request.request_id].step]
         output = SchedulerOutput.make_empty()
         output.scheduled_new_reqs = [
-            NewRequestData.from_request(request, (), list(request.all_token_ids)) for request in new
+            NewRequestData.from_request(
+                request,
+                self._pages.block_ids(request, self._progress[request.request_id].plan),
+                list(request.all_token_ids),
+            )
+            for request in new
         ]
         output.scheduled_cached_reqs = CachedRequestData(
             req_ids=[request.request_id for request in continuing],
@@ -252,17 +266,54 @@ class DenoisingScheduler(Scheduler):
         return output
 
     def _choose(self) -> list[Request]:
-        """The running requests that take part in this engine step, in the order of admission."""
-        weights = self._weights()
-        turns = []
-        for request, weight in zip(self.running, weights, strict=True):
+        """The running requests that take part in this engine step, in the order of admission.
+
+        First the window passes of all that keep keys and values, which cost little, then passes
+        over whole sequences as turns and the budget that is left allow. What these leave unused is
+        carried over: once it has added up to the pass of the request that is owed most, the windows
+        wait for one engine step. So a refresh that does not fit waits, but not for ever.
+        """
+        windows: list[Request] = []
+        whole: list[Request] = []
+        for request, weight in zip(self.running, self._weights(), strict=True):
             progress = self._progress[request.request_id]
             if progress.turn is None:
                 progress.turn = Turn(progress.next_tokens, progress.next_cost)
             turn = progress.turn
             turn.tokens, turn.cost, turn.weight = progress.next_tokens, progress.next_cost, weight
-            turns.append(turn)
-        return [self.running[i] for i in self._turns.choose(turns)]
+            (windows if progress.next_is_window else whole).append(request)
+        if not windows:
+            return self._take_turns(self._turns, whole)
+        budget = self.settings.max_batch_tokens
+        if not whole:
+            return self._take_turns(self._window_turns, windows)
+        first = whole[self._turns.most_owed(self._turns_of(whole))]
+        if self._carried >= self._progress[first.request_id].next_tokens:
+            self._carried = 0
+            return self._take_turns(self._turns, whole)
+        chosen = windows
+        left = budget - sum(self._progress[r.request_id].next_tokens for r in windows)
+        if left < 0:
+            chosen = self._take_turns(self._window_turns, windows)
+            left = 0
+        others = self._take_turns(self._turns, whole, left)
+        if first in others:
+            self._carried = 0
+        else:
+            used = sum(self._progress[r.request_id].next_tokens for r in others)
+            # At the least the engine steps are counted, where windows take all of the budget.
+            self._carried += max(1, left - used)
+        taking_part = {*(r.request_id for r in chosen), *(r.request_id for r in others)}
+        return [request for request in self.running if request.request_id in taking_part]
+
+    def _turns_of(self, requests: Sequence[Request]) -> list[Turn]:
+        turns = [self._progress[request.request_id].turn for request in requests]
+        return [turn for turn in turns if turn is not None]
+
+    def _take_turns(
+        self, turns: FairTurns, requests: Sequence[Request], budget: int | None = None
+    ) -> list[Request]:
+        return [requests[i] for i in turns.choose(self._turns_of(requests), budget)]
 
     def _weights(self) -> Sequence[float]:
         """Shares of the running requests: with priorities each lower one has half the share."""
@@ -281,10 +332,16 @@ class DenoisingScheduler(Scheduler):
             rows.take(self._progress[request.request_id].plan.num_pattern_rows)
 
         admitted: list[Request] = []
+        may_take_pages = True
         for request in self.waiting:
             if request.request_id in self._errors:
                 continue
-            if rows.take_in_order(self._progress[request.request_id].plan.num_pattern_rows):
+            plan = self._progress[request.request_id].plan
+            fits = rows.take_in_order(plan.num_pattern_rows)
+            if self._pages.needed(plan):
+                fits = fits and may_take_pages and self._pages.take(request, plan)
+                may_take_pages = fits
+            if fits:
                 admitted.append(request)
             if len(admitted) == places:
                 break
@@ -317,6 +374,10 @@ class DenoisingScheduler(Scheduler):
                 del new_token_ids[num_new:]
                 return new_token_ids, True
         return new_token_ids, False
+
+    def _free_request_blocks(self, request: Request) -> None:
+        """Also those of the request's second sequence, of which vLLM does not know."""
+        self._pages.free(request)
 
 
 class _FreeRows:

@@ -52,14 +52,19 @@ class FairTurns:
         self._budget = budget
         self._step = 0
 
-    def choose(self, turns: Sequence[Turn]) -> list[int]:
+    def most_owed(self, turns: Sequence[Turn]) -> int:
+        """Index of the one that goes first."""
+        return min(range(len(turns)), key=lambda i: _order(turns[i]))
+
+    def choose(self, turns: Sequence[Turn], budget: int | None = None) -> list[int]:
         """Choose who takes part in the next engine step, and charge them.
 
         Args:
-            turns: of all requests that could; each step of them fits the budget by itself.
+            turns: of all requests that could; each step of them fits the whole budget by itself.
+            budget: tokens of this engine step; None: the whole.
 
         Returns:
-            Ascending indices into `turns`, at least one if there are any.
+            Ascending indices into `turns`; with the whole budget at least one if there are any.
         """
         if not turns:
             return []
@@ -69,11 +74,8 @@ class FairTurns:
         for turn in turns:
             turn.deficit -= turn.weight * mean
 
-        order = sorted(
-            range(len(turns)),
-            key=lambda i: (-turns[i].deficit / turns[i].weight, turns[i].last_step),
-        )
-        left = self._budget
+        order = sorted(range(len(turns)), key=lambda i: _order(turns[i]))
+        left = self._budget if budget is None else budget
         used = 0
         chosen: list[int] = []
         for i in order:
@@ -88,7 +90,7 @@ class FairTurns:
                 left -= turns[i].tokens
                 used += turns[i].cost
                 chosen.append(i)
-        if used > FULL_STEP_TOKENS or len(chosen) < len(turns):
+        if chosen and (used > FULL_STEP_TOKENS or len(chosen) < len(turns)):
             self._charge(turns, chosen, total_weight)
         self._step += 1
         return sorted(chosen)
@@ -105,3 +107,8 @@ class FairTurns:
             # full step of others gives it and no more.
             most = turn.cost + max(self._budget, charged) * share
             turn.deficit = min(turn.deficit + charged * share, most)
+
+
+def _order(turn: Turn) -> tuple[float, int]:
+    """Sort key: who is owed most, then who has waited longest."""
+    return (-turn.deficit / turn.weight, turn.last_step)

@@ -1,5 +1,7 @@
 """The worker on CUDA."""
 
+from typing import Final
+
 from vllm.platforms import current_platform
 from vllm.utils.import_utils import import_pynvml
 from vllm.utils.mem_utils import MemorySnapshot
@@ -9,6 +11,9 @@ from vllm_sparsed.logger import init_logger
 from vllm_sparsed.worker.denoising_worker import DenoisingWorkerMixin
 
 logger = init_logger(__name__)
+
+SPARE_BYTES: Final = 256 * 2**20
+"""Left free beside pages: later passes may break PyTorch's blocks up otherwise than measured."""
 
 
 class DenoisingGPUWorker(DenoisingWorkerMixin, Worker):
@@ -26,6 +31,10 @@ class DenoisingGPUWorker(DenoisingWorkerMixin, Worker):
     def memory_limit(self) -> int | None:
         limit: int = self.requested_memory
         return limit
+
+    def free_bytes(self, peak: int) -> int:
+        """As of the mixin: what the limit leaves."""
+        return int(self.requested_memory) - peak - SPARE_BYTES
 
     def memory_before(self) -> tuple[MemorySnapshot | None, int]:
         return self.init_snapshot, self._context_bytes

@@ -1,5 +1,6 @@
 """Runs the denoising steps: forward passes, decisions, tokens out."""
 
+import contextlib
 import gc
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +22,7 @@ from vllm.utils.mem_utils import DeviceMemoryProfiler, format_gib
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
+from vllm.v1.worker.utils import allocate_kv_cache, bind_kv_cache, clear_layer_kv_caches
 
 from vllm_sparsed.attention.pattern_store import PatternStore
 from vllm_sparsed.config.parameter_table import BLOCK_SIZE_BY_LENGTH, SELECT_BY_LENGTH
@@ -70,6 +72,7 @@ class DenoisingModelRunner(RunnerInterface):
         # Why requests that have been sent here could not be started.
         self._unstarted: dict[str, str] = {}
         self._warned_of_non_finite = False
+        self._is_prepared = False
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
         """Load the model through vLLM's loaders and set up what depends on its dimensions."""
@@ -98,11 +101,36 @@ class DenoisingModelRunner(RunnerInterface):
         kv_cache_config: KVCacheConfig,
         kv_cache_allocation_context: AbstractContextManager[Any] | None = None,
     ) -> None:
-        """There is no key/value cache; the pattern store is allocated in its place.
+        """Allocate the pattern store and, where keys and values are kept, vLLM's pages for them.
 
         Raises:
-            StartupError: it does not fit in memory.
+            StartupError: they do not fit in memory.
         """
+        self.prepare()
+        if not kv_cache_config.kv_cache_tensors:
+            return
+        layout = self.vllm_config.cache_config.get_resolved_kv_cache_layout()
+        size = format_gib(kv_cache_config.kv_cache_tensors[0].size)
+        with (
+            fits_in_memory(f"The store of keys and values of {size} GiB"),
+            kv_cache_allocation_context or contextlib.nullcontext(),
+        ):
+            kv_caches = allocate_kv_cache(kv_cache_config, self.device, layout)
+        bind_kv_cache(
+            kv_caches,
+            self.vllm_config.compilation_config.static_forward_context,
+            self.kv_caches,
+        )
+
+    def prepare(self) -> None:
+        """Allocate the pattern store and set up what packs and records passes; once.
+
+        Raises:
+            StartupError: the store does not fit in memory.
+        """
+        if self._is_prepared:
+            return
+        self._is_prepared = True
         layers = get_layers_from_vllm_config(self.vllm_config, Attention)
         first_rank = get_tensor_model_parallel_rank() == 0
         size = self.settings.store
@@ -195,8 +223,7 @@ class DenoisingModelRunner(RunnerInterface):
             A report of each, by request id.
         """
         reports = {state.request_id: StepReport(ATTENTIONS[state.attention]) for state in states}
-        # A step that decides nothing and builds no pattern changes nothing: not computed.
-        active = [s for s in states if s.decides() or s.builds_patterns()]
+        active = [state for state in states if state.takes_pass()]
         outcome: Outcome[npt.NDArray[np.int64]] = Outcome()
         if active:
             outcome = run_apart_where_it_fails(
@@ -218,6 +245,8 @@ class DenoisingModelRunner(RunnerInterface):
             if report.error is None:
                 state.commit(decided.get(state.request_id))
                 report.candidates, report.decided = state.last_candidates, state.last_decided
+                report.next_tokens = state.next_tokens(self.settings.max_batch_tokens)
+                report.next_is_window = state.window is not None
         return reports
 
     def _non_finite(self) -> str:
@@ -256,7 +285,8 @@ class DenoisingModelRunner(RunnerInterface):
         second: list[PackedSequence] = []
         for state in states:
             if state.plan.guided:
-                in_turn = state.plan.step_tokens < 2 * state.plan.seq_len
+                start, end = state.rows
+                in_turn = 2 * (end - start) > self.settings.max_batch_tokens
                 (second if in_turn else first).append((state, 1))
 
         batch = self.packer.pack(first)
@@ -289,7 +319,7 @@ class DenoisingModelRunner(RunnerInterface):
         result: npt.NDArray[np.int64] = tokens.cpu().numpy()
         if building and self.store is not None:
             report_density(building, result[num_candidates:], self.store, reports)
-        ends = np.cumsum([state.candidates.size for state in states])
+        ends = np.cumsum([state.judged.size for state in states])
         return np.split(result[:num_candidates], ends[:-1])
 
     def run_pass(self, batch: PackedBatch) -> torch.Tensor:
@@ -357,6 +387,8 @@ class DenoisingModelRunner(RunnerInterface):
         """Free the device's memory."""
         self.requests.clear()
         self.graphs = None
+        clear_layer_kv_caches(get_layers_from_vllm_config(self.vllm_config, Attention).values())
+        self.kv_caches.clear()
         self.store = None
         self.model = None
         # They hold tensors of the device too; nothing runs any more.

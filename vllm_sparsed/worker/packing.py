@@ -15,6 +15,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec
 
 from vllm_sparsed.attention.metadata import DenoisingAttentionMetadata, SequencePhase
+from vllm_sparsed.attention.pages import page_slots
 from vllm_sparsed.attention.pattern_store import PatternStore
 from vllm_sparsed.device_copy import to_device
 from vllm_sparsed.planning.crossover import FlashAttention4Range
@@ -28,8 +29,11 @@ graphs: a batch is recorded when it is found again, so batches that take turns d
 PackedSequence = tuple[RequestState, int]
 """A request and which of its sequences: 0 conditional, 1 unconditional (guidance)."""
 
-_BatchKey = tuple[tuple[tuple[int, int], ...], tuple[PackedSequence, ...]]
-"""How the sequences attend (`SequencePhase.order`), and which they are."""
+_Layout = tuple[tuple[int, int], tuple[int, int]]
+"""How a sequence attends (`SequencePhase.order`), and which of its rows are computed."""
+
+_BatchKey = tuple[tuple[_Layout, ...], tuple[PackedSequence, ...]]
+"""The sequences' layouts, and which they are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -40,7 +44,7 @@ class PackedBatch:
 
     Attributes:
         sequences: in packed order.
-        starts: first packed token of each sequence, by request id and sequence index.
+        starts: first packed row of each sequence, by request id and sequence index.
         num_tokens: tokens of all sequences.
         positions: int64 [tokens] on the device, position within the sequence.
         attention: metadata by layer name, as vLLM's forward context wants it.
@@ -54,7 +58,9 @@ class PackedBatch:
 
     def write_token_ids(self, out: npt.NDArray[np.int32]) -> None:
         """Write the present tokens of all sequences to int32 [tokens]."""
-        tokens = [state.sequence_tokens(index) for state, index in self.sequences]
+        tokens = [
+            state.sequence_tokens(index)[slice(*state.rows)] for state, index in self.sequences
+        ]
         np.concatenate(tokens, out=out)
 
 
@@ -98,7 +104,8 @@ class BatchPacker:
             by_order = sorted(range(len(sequences)), key=orders.__getitem__)
             sequences = [sequences[i] for i in by_order]
             orders = [orders[i] for i in by_order]
-        key: _BatchKey = tuple(orders), tuple(sequences)
+        layouts = tuple((state.attention_order(), state.rows) for state, _ in sequences)
+        key: _BatchKey = layouts, tuple(sequences)
         batch = self._batches.get(key)
         if batch is None:
             phases = [state.phase(index) for state, index in sequences]
@@ -111,7 +118,7 @@ class BatchPacker:
     def _build(
         self, sequences: Sequence[PackedSequence], phases: Sequence[SequencePhase]
     ) -> PackedBatch:
-        lengths = [state.plan.seq_len for state, _ in sequences]
+        lengths = [end - start for start, end in (state.rows for state, _ in sequences)]
         starts = itertools.accumulate(lengths, initial=0)
         return replace(
             self.batch(lengths, phases),
@@ -130,7 +137,7 @@ class BatchPacker:
         """Sequences that belong to no request.
 
         Args:
-            lengths: tokens of each sequence.
+            lengths: rows of each sequence that are computed.
             phases: how each attends, in the order of `SequencePhase.order`.
         """
         metadata = self._metadata(np.array(lengths, dtype=np.int32), phases)
@@ -149,21 +156,36 @@ class BatchPacker:
         start_loc = np.zeros(len(lengths) + 1, dtype=np.int32)
         np.cumsum(lengths, out=start_loc[1:])
         num_tokens = int(start_loc[-1])
-        positions = np.arange(num_tokens, dtype=np.int64) - np.repeat(start_loc[:-1], lengths)
-        longest = int(lengths.max())
+        firsts = [0 if phase.window is None else phase.window[0] for phase in phases]
+        positions = np.arange(num_tokens, dtype=np.int64)
+        positions += np.repeat(np.array(firsts, dtype=np.int64) - start_loc[:-1], lengths)
+        seq_lens = np.array(
+            [
+                length if phase.window is None else phase.window[1]
+                for length, phase in zip(lengths, phases, strict=True)
+            ],
+            dtype=np.int32,
+        )
+        slots = np.concatenate(
+            [
+                page_slots(phase.pages, first, first + length)
+                for phase, first, length in zip(phases, firsts, lengths.tolist(), strict=True)
+            ]
+        )
         device = self._device
         return DenoisingAttentionMetadata(
             query_start_loc=to_device(start_loc, device),
             query_start_loc_cpu=torch.from_numpy(start_loc),
-            seq_lens=to_device(lengths, device),
-            seq_lens_cpu_upper_bound=torch.from_numpy(lengths),
+            seq_lens=to_device(seq_lens, device),
+            seq_lens_cpu_upper_bound=torch.from_numpy(seq_lens),
             num_reqs=len(lengths),
             num_actual_tokens=num_tokens,
-            max_query_len=longest,
-            max_seq_len=longest,
-            # No key/value cache: backends want the fields, none reads what they hold.
+            max_query_len=int(lengths.max()),
+            max_seq_len=int(seq_lens.max()),
+            # Only the windows' sequences are read from pages, see `SparsedMetadata`; other backends
+            # want the field, none reads what it holds.
             block_table_tensor=torch.zeros((len(lengths), 1), dtype=torch.int32, device=device),
-            slot_mapping=torch.zeros(num_tokens, dtype=torch.int64, device=device),
+            slot_mapping=to_device(slots, device),
             causal=False,
             positions=to_device(positions, device),
             phases=phases,

@@ -1,7 +1,7 @@
 """What the model runner remembers of one request between denoising steps."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import NewRequestData
 
-from vllm_sparsed.attention.metadata import SequencePhase
+from vllm_sparsed.attention.metadata import WINDOW_ORDER, SequencePhase
 from vllm_sparsed.config.parameter_table import BLOCK_FULL
 from vllm_sparsed.config.settings import EngineSettings
 from vllm_sparsed.decoding.algorithms import ALGORITHMS, Algorithm
@@ -18,6 +18,8 @@ from vllm_sparsed.kernels.confidence_ranking.configs import Rule
 from vllm_sparsed.kernels.counter_random import signed
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.planning.request_plan import RequestPlan, plan_request
+from vllm_sparsed.planning.reuse import OpenBlock
+from vllm_sparsed.worker.kept_passes import KeptPasses
 
 logger = init_logger(__name__)
 
@@ -60,6 +62,7 @@ class RequestState:
         decided_in: int32 [prompt + canvas], the step, from 1, that decided each position; 0: none
             yet. None where nobody may watch.
         pattern_rows: of the pattern store, per sequence; empty until the patterns are built.
+        kept: which rows its passes compute; None: every pass computes all, nothing is kept.
     """
 
     request_id: str
@@ -84,6 +87,7 @@ class RequestState:
     last_candidates: int = 0
     last_decided: int = 0
     pattern_rows: list[list[int]] = field(default_factory=list)
+    kept: KeptPasses | None = None
     _paced_attention: Attention = Attention.DENSE
     _attention_settled: bool = False
     _resume_block: int = 0
@@ -120,6 +124,7 @@ class RequestState:
             num_sent=len(outputs),
             _first_steps=np.cumsum([0, *steps]),
             decided_in=np.zeros(plan.seq_len, np.int32) if plan.parameters.show_canvas else None,
+            kept=KeptPasses.of_request(data, plan),
         )
         ends = np.array([block.end for block in plan.blocks])
         masks_in_prompt = not state.given[: plan.prompt_len].all()
@@ -127,7 +132,7 @@ class RequestState:
             resumed = int(ends.searchsorted(sent.size, side="right"))
             state._resume_block = min(resumed, len(plan.blocks) - 1)
         state._start_block(state._first_block())
-        state.selections = state._select()
+        state._plan_step()
         return state
 
     @property
@@ -139,6 +144,40 @@ class RequestState:
     @property
     def finished(self) -> bool:
         return self.block == len(self.plan.blocks)
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """Rows [start, end) of each sequence that this step computes; None: all."""
+        return None if self.kept is None else self.kept.window
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Rows [start, end) of each sequence that this step computes."""
+        return self.window or (0, self.plan.seq_len)
+
+    def next_tokens(self, max_batch_tokens: int) -> int:
+        """Tokens that this step takes of the budget; 0: as many as any step, see `StepReport`."""
+        if self.kept is None:
+            return 0
+        start, end = self.rows
+        both = self.plan.num_sequences * (end - start)
+        # Where its two sequences do not fit together they take turns.
+        return both if both <= max_batch_tokens else end - start
+
+    @property
+    def judged(self) -> Positions:
+        """The candidates that this step judges, those of its selections."""
+        if self.kept is not None and self.kept.first_alone:
+            return self.candidates[:1]
+        return self.candidates
+
+    def takes_pass(self) -> bool:
+        """Whether this step computes anything: one that decides nothing and builds no pattern
+        changes nothing."""
+        if self.decides():
+            return True
+        # What is kept is refreshed for a pattern in the step alone in which all others build.
+        return self.builds_patterns() and (self.kept is None or self.step == self.plan.pattern_step)
 
     def decides(self) -> bool:
         """Whether this step may decide a candidate."""
@@ -156,7 +195,21 @@ class RequestState:
 
     @property
     def attention(self) -> Attention:
-        """How the sequences attend in this step."""
+        """How the sequences attend in this step.
+
+        Where keys and values are kept, the first refresh builds the patterns that begins at or
+        after the step that else would.
+        """
+        attention = self._attention_if_all_rows
+        if self.kept is None or attention == Attention.DENSE:
+            return attention
+        if self.kept.progress.has_patterns:
+            return Attention.SPARSE
+        return Attention.BUILDING if self.kept.window is None else Attention.DENSE
+
+    @property
+    def _attention_if_all_rows(self) -> Attention:
+        """How they would attend if every step computed all rows."""
         pattern_step = self.plan.pattern_step
         if pattern_step < 0:
             return self._paced_attention
@@ -171,20 +224,25 @@ class RequestState:
     def phase(self, sequence: int) -> SequencePhase:
         """How sequence 0 (conditional) or 1 (unconditional) attends in this step."""
         plan, attention = self.plan, self.attention
-        if attention == Attention.DENSE:
-            return SequencePhase(canvas_len=plan.canvas_len)
-        return SequencePhase(
-            canvas_len=plan.canvas_len,
-            block_size=plan.block_size,
-            select=plan.select,
-            builds=attention == Attention.BUILDING,
-            pattern_rows=self.pattern_rows[sequence],
-        )
+        phase = SequencePhase(canvas_len=plan.canvas_len)
+        if attention != Attention.DENSE:
+            phase = SequencePhase(
+                canvas_len=plan.canvas_len,
+                block_size=plan.block_size,
+                select=plan.select,
+                builds=attention == Attention.BUILDING,
+                pattern_rows=self.pattern_rows[sequence],
+            )
+        if self.kept is None:
+            return phase
+        window = None if self.window is None else (self.window[0], plan.seq_len)
+        return replace(phase, pages=self.kept.pages[sequence], window=window)
 
     def attention_order(self) -> tuple[int, int]:
         """`SequencePhase.order` of the sequences in this step."""
         attention = self.attention
-        return (int(attention), self.plan.block_size if attention == Attention.SPARSE else 0)
+        block_size = self.plan.block_size if attention == Attention.SPARSE else 0
+        return (int(attention) if self.window is None else WINDOW_ORDER, block_size)
 
     def sequence_tokens(self, sequence: int) -> Tokens:
         """The tokens of sequence 0, or of 1, which sees masks in place of what the client gave.
@@ -199,20 +257,22 @@ class RequestState:
         """Write the step's decisions and go on to the next step.
 
         Args:
-            tokens: int64, what each candidate is decided to be, or a negative number where it is
-                not; None: the step decided nothing.
+            tokens: int64, what each of `judged` is decided to be, or a negative number where it is
+                not; None: the step took no pass.
         """
         attention = self.attention
         self.last_candidates, self.last_decided = 0, 0
         if tokens is not None:
             # A position that is decided to be the mask token stays one.
             decided = (tokens >= 0) & (tokens != self.mask_token_id)
-            self._write(self.candidates[decided], tokens[decided])
+            self._write(self.judged[decided], tokens[decided])
             self.num_passes += 1
             if self.decided_in is not None:
-                self.decided_in[self.candidates[decided]] = self.step + 1
-            self.last_candidates, self.last_decided = self.candidates.size, int(decided.sum())
+                self.decided_in[self.judged[decided]] = self.step + 1
+            self.last_candidates, self.last_decided = self.judged.size, int(decided.sum())
             self.num_decided += self.last_decided
+            if self.kept is not None:
+                self.kept.advance(self.last_decided, attention == Attention.BUILDING)
         self.block_step += 1
         self._drop_decided()
         while not self.finished and self._block_is_over():
@@ -221,7 +281,7 @@ class RequestState:
         self._settle_attention(attention)
         if self.block < self._resume_block and self._is_settled(attention):
             self._start_block(self._resume_block)
-        self.selections = self._select()
+        self._plan_step()
 
     def log_passes(self) -> None:
         """Say what the request took, once it is over."""
@@ -257,7 +317,7 @@ class RequestState:
     def _first_block(self) -> int:
         """Where a run starts: what lies before is decided, and nothing later depends on how."""
         plan = self.plan
-        if plan.parameters.pace is not None and plan.num_pattern_rows:
+        if self.kept is not None or (plan.parameters.pace is not None and plan.num_pattern_rows):
             return 0
         if plan.pattern_step < 0:
             return self._resume_block
@@ -266,6 +326,8 @@ class RequestState:
 
     def _is_settled(self, attention: Attention) -> bool:
         """Whether no later step needs to know how earlier blocks were decided."""
+        if self.kept is not None:
+            return False  # what is stored of them comes from their own passes
         if self.plan.parameters.pace is not None and self.plan.num_pattern_rows:
             return self._attention_settled and self._paced_attention != Attention.BUILDING
         return self.plan.pattern_step < 0 or attention >= Attention.BUILDING
@@ -290,6 +352,10 @@ class RequestState:
         self._attention_settled = True
         most = plan.num_steps - self.step
         expected = min(most, math.ceil(left * self.num_passes / decided)) if decided else most
+        if self.kept is not None:
+            # Window passes gain too, but little beside a pass over all rows.
+            longest = max(block.end - block.start for block in plan.blocks)
+            expected = min(expected, self.kept.policy.expected_refreshes(left, longest))
         # The step that builds is a dense one.
         sparse = most > 1 and (
             plan.prediction is None or plan.prediction.sparse_pays(max(0, expected - 1))
@@ -342,6 +408,18 @@ class RequestState:
         if index == 0:
             total += int((~self.given[: self.plan.prompt_len]).sum())
         return (total - self._masks(index)) / total
+
+    def _plan_step(self) -> None:
+        """Choose what the next step decides and which rows it computes."""
+        self.selections = self._select()
+        if self.kept is None or self.finished:
+            return
+        start = self.plan.prompt_len + self.plan.blocks[self.block].start
+        end = self.plan.prompt_len + self.plan.blocks[self.open_blocks - 1].end
+        first = int(self.candidates[0]) if self.candidates.size else start
+        self.kept.plan(OpenBlock(start, end, first))
+        if self.kept.first_alone and self.candidates.size:
+            self.selections = (Selection(1, 1),)
 
     def _select(self) -> tuple[Selection, ...]:
         """How the next step decides its candidates; opens blocks where it may."""

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import VllmConfig
+from vllm.config import VllmConfig, get_layers_from_vllm_config
+from vllm.model_executor.layers.attention import Attention
 from vllm.tasks import SupportedTask
 from vllm.v1.kv_cache_interface import KVCacheSpec
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
@@ -17,7 +18,7 @@ class RunnerInterface:
     Attributes:
         model: the loaded model, None before and after its life.
         model_memory_usage: bytes that loading it took.
-        kv_caches: none.
+        kv_caches: the layers' pages, where keys and values are kept between passes.
     """
 
     is_pooling_model = False
@@ -44,7 +45,10 @@ class RunnerInterface:
         return ("generate",)
 
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
-        return {}
+        """What a page of each layer holds; empty where no keys and values are kept."""
+        layers = get_layers_from_vllm_config(self.vllm_config, Attention)
+        specs = {name: x.get_kv_cache_spec(self.vllm_config) for name, x in layers.items()}
+        return {name: spec for name, spec in specs.items() if spec is not None}
 
     def sample_tokens(self, grammar_output: object) -> ModelRunnerOutput:
         raise RuntimeError("a denoising step decides its tokens in execute_model")

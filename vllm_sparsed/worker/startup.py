@@ -5,11 +5,14 @@ import time
 from typing import Final
 
 import torch
+from vllm.config import get_layers_from_vllm_config
+from vllm.model_executor.layers.attention import Attention
 from vllm.utils.mem_utils import MemorySnapshot, format_gib
 
 from vllm_sparsed.attention.metadata import SequencePhase
+from vllm_sparsed.attention.pages import PAGE_SIZE, split_pages
 from vllm_sparsed.decoding.algorithms import ALGORITHMS
-from vllm_sparsed.kernels import block_sparse_attention, pattern_building
+from vllm_sparsed.kernels import block_sparse_attention, pattern_building, window_attention
 from vllm_sparsed.kernels.block_sparse_attention import flash_attention_4
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.worker.cuda_graphs import MAX_GRAPHS, PassGraphs
@@ -202,9 +205,6 @@ def compile_kernels(runner: DenoisingModelRunner) -> None:
     logger.info("Compiled the decoding kernels in %.1f s (%d kinds of steps)", seconds, count)
     if runner.store is None:
         return
-    from vllm.config import get_layers_from_vllm_config
-    from vllm.model_executor.layers.attention import Attention
-
     started = time.perf_counter()
     layer = next(iter(get_layers_from_vllm_config(runner.vllm_config, Attention).values()))
     settings = runner.settings
@@ -249,3 +249,26 @@ def compile_kernels(runner: DenoisingModelRunner) -> None:
         fa4.block_size,
         time.perf_counter() - started,
     )
+
+
+def compile_window_kernels(runner: DenoisingModelRunner) -> None:
+    """Compile what window passes will call, on the pages that they will read (CUDA only)."""
+    if not runner.kv_caches or runner.device.type == "cpu":
+        return
+    started = time.perf_counter()
+    layer = next(iter(get_layers_from_vllm_config(runner.vllm_config, Attention).values()))
+    settings = runner.settings
+    keys, values = split_pages(layer.kv_cache, layer.head_size)
+    window_attention.warm_up(
+        num_heads=layer.num_heads,
+        num_kv_heads=layer.num_kv_heads,
+        head_dim=layer.head_size,
+        dtype=runner.model_config.dtype,
+        # Windows without patterns count as those with the largest blocks.
+        block_sizes=sorted({*settings.server.block_sizes(settings.max_model_len), PAGE_SIZE}),
+        k_pages=keys,
+        v_pages=values,
+        index_dtype=torch.int16 if runner.store is None else runner.store.indices.dtype,
+        device=runner.device,
+    )
+    logger.info("Compiled the window kernels in %.1f s", time.perf_counter() - started)

@@ -23,15 +23,15 @@ class StepCandidates:
         if self._states != list(states):
             self._states = list(states)
             self._without_candidates = _without_candidates(states)
-        lengths = [state.candidates.size for state in states]
+        judged = [state.judged for state in states]
         selections = [selection for state in states for selection in state.selections]
         return replace(
             self._without_candidates,
-            request=np.repeat(np.arange(len(states), dtype=np.int32), lengths),
+            request=np.repeat(np.arange(len(states), dtype=np.int32), [one.size for one in judged]),
             group=np.repeat(
                 np.arange(len(selections), dtype=np.int32), [s.size for s in selections]
             ),
-            position=np.concatenate([state.candidates for state in states]).astype(np.int32),
+            position=np.concatenate(judged).astype(np.int32),
             rule=np.array([s.rule for s in selections], dtype=np.int64),
             quota=np.array([s.quota for s in selections], dtype=np.int64),
             bound=np.array([s.bound for s in selections], dtype=np.float64),
@@ -84,15 +84,17 @@ def hidden_rows(
     """Packed rows whose hidden states decide the candidates (all, or a subset of them).
 
     Args:
-        starts: first packed token of each sequence, by request id and sequence index.
+        starts: first packed row of each sequence, by request id and sequence index.
         states: of the requests of `candidates`.
         candidates: of the step.
         sequence: 0 conditional, 1 unconditional.
-        shift: 1 where row p - 1 decides position p, as in Dream (row 0 is used twice).
+        shift: 1 where row p - 1 decides position p, as in Dream. Where that row is not computed the
+            first one stands in for it: row 0, or as in Fast-dLLM that of the window.
         subset: indices into `candidates`; None: all.
     """
     first = np.array([starts.get((s.request_id, sequence), 0) for s in states], dtype=np.int64)
+    first_position = np.array([state.rows[0] for state in states], dtype=np.int64)
     request, position = candidates.request, candidates.position
     if subset is not None:
         request, position = request[subset], position[subset]
-    return first[request] + np.maximum(position - shift, 0)
+    return first[request] + np.maximum(position - shift - first_position[request], 0)

@@ -20,6 +20,7 @@ class StepReport:
         decided: positions that it did decide.
         next_tokens: tokens that the request's steps take of the budget from the next one on; 0: as
             many as this one.
+        next_is_window: whether the next step computes a window alone and so goes first.
         kept_blocks, pattern_blocks: key blocks that the patterns built in this step keep, of so
             many, over layers and heads.
         error: why the request cannot go on; None: it can.
@@ -29,6 +30,7 @@ class StepReport:
     candidates: int = 0
     decided: int = 0
     next_tokens: int = 0
+    next_is_window: bool = False
     kept_blocks: int = 0
     pattern_blocks: int = 0
     error: str | None = None
