@@ -125,7 +125,7 @@ def render(
     """
     kind = "sparse" if canvas.is_sparse else "dense"
     head = (
-        f"step {canvas.step:3}/{canvas.steps} {kind:6} "
+        f"pass {canvas.passes:3}/{canvas.most_passes} {kind:6} "
         f"{canvas.num_decided:3}/{len(canvas.tokens)} decided"
     )
     earlier: Sequence[int | None] = previous.tokens if previous else (None,) * len(canvas.tokens)

@@ -59,8 +59,9 @@ class RequestState:
             each further open block.
         num_passes, num_decided: forward passes done, and tokens decided in them.
         last_candidates, last_decided: candidates and decided tokens of the last step.
-        decided_in: int32 [prompt + canvas], the step, from 1, that decided each position; 0: none
+        decided_in: int32 [prompt + canvas], the pass, from 1, that decided each position; 0: none
             yet. None where nobody may watch.
+        first_sparse_pass: the first with sparse attention, from 1; None: there was none yet.
         pattern_rows: of the pattern store, per sequence; empty until the patterns are built.
         kept: which rows its passes compute; None: every pass computes all, nothing is kept.
     """
@@ -84,6 +85,7 @@ class RequestState:
     selections: tuple[Selection, ...] = ()
     num_passes: int = 0
     num_decided: int = 0
+    first_sparse_pass: int | None = None
     last_candidates: int = 0
     last_decided: int = 0
     pattern_rows: list[list[int]] = field(default_factory=list)
@@ -268,7 +270,9 @@ class RequestState:
             self._write(self.judged[decided], tokens[decided])
             self.num_passes += 1
             if self.decided_in is not None:
-                self.decided_in[self.judged[decided]] = self.step + 1
+                self.decided_in[self.judged[decided]] = self.num_passes
+            if attention == Attention.SPARSE and self.first_sparse_pass is None:
+                self.first_sparse_pass = self.num_passes
             self.last_candidates, self.last_decided = self.judged.size, int(decided.sum())
             self.num_decided += self.last_decided
             if self.kept is not None:
