@@ -45,6 +45,7 @@ class RequestState:
         seed: of the request's draws, a signed 64-bit number.
         sent: int32, the canvas tokens that the client had when this run started, a prefix: after a
             preemption these positions become what they were.
+        sent_prompt: int32, with infilling the tokens of the prompt, as filled, that it had then.
         num_sent: tokens handed to the client by now, of the canvas, or with infilling of the whole
             sequence.
         block: index of the current semi-autoregressive block, the first that is not over.
@@ -75,6 +76,7 @@ class RequestState:
     tokens: Tokens
     given: npt.NDArray[np.bool_]
     sent: Tokens
+    sent_prompt: Tokens
     num_sent: int
     decided_in: npt.NDArray[np.int32] | None
     block: int = 0
@@ -123,6 +125,7 @@ class RequestState:
             tokens=tokens,
             given=tokens != settings.mask_token_id,
             sent=sent,
+            sent_prompt=np.array(outputs[: plan.prompt_len - plan.first_output], dtype=np.int32),
             num_sent=len(outputs),
             _first_steps=np.cumsum([0, *steps]),
             decided_in=np.zeros(plan.seq_len, np.int32) if plan.parameters.show_canvas else None,
@@ -471,10 +474,11 @@ class RequestState:
     def _write(self, positions: Positions, tokens: npt.NDArray[np.int64]) -> None:
         """Decide positions; those that the client has become what they were."""
         self.tokens[positions] = tokens
-        if self.sent.size:
-            places = positions[positions >= self.plan.prompt_len] - self.plan.prompt_len
-            places = places[places < self.sent.size]
-            self.tokens[self.plan.prompt_len + places] = self.sent[places]
+        for start, sent in ((0, self.sent_prompt), (self.plan.prompt_len, self.sent)):
+            if sent.size:
+                places = positions[positions >= start] - start
+                places = places[places < sent.size]
+                self.tokens[start + places] = sent[places]
 
     def _write_sent(self, end: int) -> None:
         """Fill what the client has of the canvas before `end` into what is still masked."""
