@@ -193,16 +193,16 @@ def kernels_of(capability: tuple[int, int] | None) -> Iterator[None]:
         return
     from triton.runtime import driver
 
-    from vllm_sparsed.kernels.block_sparse_attention import launch
+    from vllm_sparsed.kernels.devices import capability_of
 
     driver.active.get_current_target()  # compiles for the chip that is there
-    launch._capability.cache_clear()
+    capability_of.cache_clear()
     with (
         mock.patch("torch.cuda.get_device_capability", return_value=capability),
         sdpa_kernel(SDPBackend.FLASH_ATTENTION),
     ):
         yield
-    launch._capability.cache_clear()
+    capability_of.cache_clear()
 
 
 def report(
