@@ -301,3 +301,13 @@ def test_executors_carry_the_reports() -> None:
     """Workers of other processes pickle their output."""
     output = DenoisingOutput(["a"], {"a": 0}, [[5]], reports={"a": StepReport("sparse", 4, 2)})
     assert pickle.loads(pickle.dumps(output)) == output
+
+
+def test_an_id_may_come_again_before_its_error_was_told(config: object) -> None:
+    loop = SchedulerLoop(config)
+    loop.scheduler.add_request(make_request("again", 24, 16, 16, diffusion_steps=0))
+    loop.scheduler.finish_requests(["again"], RequestStatus.FINISHED_ABORTED)
+    loop.add("again", 24, 16, 16)
+    loop.run()
+    assert loop.reasons == {"again": "length"} and len(loop.tokens["again"]) == 16
+    loop.assert_empty()
