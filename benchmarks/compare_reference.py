@@ -9,6 +9,11 @@ some forward passes are apart, and where the two part company: how narrow the de
     python -m benchmarks.compare_reference GSAI-ML/LLaDA-8B-Instruct --prompt "What is 2+2?" --chat
     python -m benchmarks.compare_reference tests/golden/llada-mha --prompt-ids 16,365,116 \
         --dtype float32 --canvas 32 --steps 16 --block-length 32
+    python -m benchmarks.compare_reference GSAI-ML/LLaDA-8B-Instruct --prompt "What is 2+2?" \
+        --chat --block-length 32 --threshold 0.9
+
+With a pace (--threshold, --factor, --entropy-bound or --entropy-threshold) every decision whose
+margin is below what the difference of the logits may move is marked with a ~.
 
 Exit status: 0 where the tokens are the same or the first difference is a near tie, else 1.
 """
@@ -31,6 +36,7 @@ from benchmarks.reference.generate import (
     generate_llada,
 )
 from benchmarks.reference.models import ReferenceModel
+from benchmarks.reference.paced import Pace, generate_paced
 from benchmarks.reference.served import (
     DREAM_ALGORITHMS,
     LLADA_ALGORITHMS,
@@ -41,12 +47,18 @@ from benchmarks.reference.served import (
     run_served,
     served_noise,
 )
-from benchmarks.reference.sparse_pattern import SparseSequence, SparseSettings
+from benchmarks.reference.sparse_pattern import (
+    PacedSparseSequence,
+    SparseSequence,
+    SparseSettings,
+)
 from benchmarks.reference.transformers_model import (
     TransformersSequence,
     has_modelling_code,
     load_transformers_model,
 )
+
+PACES = ("threshold", "factor", "entropy_bound", "entropy_threshold")
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--reference", default="auto", choices=("auto", "transformers", "plain"))
     add("--canvas", type=int, default=64, help="tokens to generate")
-    add("--steps", type=int, help="denoising steps; default: the canvas")
+    add("--steps", type=int, help="denoising steps, with a pace at most; default: the canvas")
+    for name in PACES:
+        add(f"--{name.replace('_', '-')}", type=float, help="decide by it in place of a schedule")
+    add("--block-add", type=float, help="several blocks at once: share that opens the next one")
+    add("--block-full", type=float, default=0.95, help="share from which on a block must advance")
     add("--block-length", type=int, help="LLaDA's blocks; default: the canvas")
     add("--alg", choices=(*LLADA_ALGORITHMS, *DREAM_ALGORITHMS), help="default: the model's own")
     add("--temperature", type=float, default=0.0)
@@ -136,6 +152,24 @@ def make_task(arguments: argparse.Namespace) -> Task:
         sparse=None
         if arguments.skip is None
         else SparseSettings(arguments.skip, arguments.select, arguments.block_size),
+        pace=make_pace(arguments),
+    )
+
+
+def make_pace(arguments: argparse.Namespace) -> Pace | None:
+    given = [name for name in PACES if getattr(arguments, name) is not None]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise SystemExit(f"--{given[0]} and --{given[1]} do not go together".replace("_", "-"))
+    return Pace(
+        given[0],
+        getattr(arguments, given[0]),
+        arguments.block_length or arguments.canvas,
+        arguments.steps,
+        margin=arguments.alg == "topk_margin",
+        block_add=arguments.block_add,
+        block_full=arguments.block_full,
     )
 
 
@@ -175,6 +209,8 @@ def run_reference(
         plain = ReferenceModel.load(local_folder(task.model), dtype, device)
 
         def new_sequence() -> DenoisedSequence:
+            if task.pace is not None:
+                return PacedSparseSequence(plain, task.canvas, task.mask_token_id, task.sparse)
             return SparseSequence(plain, task.canvas, total_steps, task.sparse)
 
     print(f"reference: {kind}, {dtype} on {device}")
@@ -187,7 +223,9 @@ def run_reference(
         sampling=task.sampling,
         noise=served_noise(task.seed),
     )
-    if task.alg in LLADA_ALGORITHMS:
+    if task.pace is not None:
+        steps = generate_paced(request, task.pace)
+    elif task.alg in LLADA_ALGORITHMS:
         steps = generate_llada(
             request, steps=task.steps, block_length=task.block_length, alg=task.alg
         )
@@ -234,6 +272,9 @@ def report(task: Task, reference: ReferenceRun, served: ServedRun) -> int:
             f"{float(difference.mean()):.3e}  {float(same):.4f}"
         )
 
+    vocabulary = reference.samples[0].logits.shape[1]
+    rounding = order_rounding(task.pace, largest, vocabulary)
+    near_ties = 0
     print("\nstep: position=token decided by the reference | by vLLM, where not the same")
     first: int | None = None
     before = [*task.prompt, *[task.mask_token_id] * task.canvas]
@@ -250,12 +291,20 @@ def report(task: Task, reference: ReferenceRun, served: ServedRun) -> int:
         mark = "" if got == expected else f" | {written(got)}"
         if mark and first is None:
             first = step.index
-        print(f"  {step.index:4d}: {written(expected)}{mark}")
+        tie = task.pace is not None and step.order_margin <= rounding
+        near_ties += tie
+        print(f"  {step.index:4d}:{'~' if tie else ' '}{written(expected)}{mark}")
 
     canvas = reference.final[len(task.prompt) :]
     equal = sum(a == b for a, b in zip(canvas, served.output, strict=False))
     print(f"\nreference: {canvas}\nvLLM:      {served.output}")
     print(f"{equal} of {len(canvas)} tokens are the same")
+    if task.pace is not None:
+        print(
+            f"{len(reference.steps)} passes, {len(canvas) / len(reference.steps):.2f} tokens each; "
+            f"in {near_ties} the margin of a decision is below {rounding:.3e}, which rounding may "
+            "move (marked ~)"
+        )
     if first is None and served.output == canvas:
         print("identical, step by step")
         return 0
@@ -263,8 +312,7 @@ def report(task: Task, reference: ReferenceRun, served: ServedRun) -> int:
         print("every step agrees, but not the output")
         return 1
     step = reference.steps[first]
-    # Logits off by d move a probability p by at most p (exp(2 d) - 1).
-    near = step.token_margin <= 2 * largest or step.order_margin <= math.expm1(2 * largest)
+    near = step.token_margin <= 2 * largest or step.order_margin <= rounding
     print(
         f"first difference at step {first}: the reference chose its tokens by at least "
         f"{step.token_margin:.3e} in logits and its positions by {step.order_margin:.3e} in "
@@ -272,6 +320,17 @@ def report(task: Task, reference: ReferenceRun, served: ServedRun) -> int:
         + ("a near tie, decided by rounding" if near else "NOT explained by rounding")
     )
     return 0 if near else 1
+
+
+def order_rounding(pace: Pace | None, difference: float, vocabulary: int) -> float:
+    """By how much logits that are off by `difference` may move what a decision's margin is of.
+
+    A probability p moves by at most p (exp(2 d) - 1), an entropy H by about 2 d H (the mean
+    absolute deviation of -log p is at most twice its mean), a sum of entropies alike.
+    """
+    if pace is None or not pace.name.startswith("entropy"):
+        return math.expm1(2 * difference)
+    return 2 * difference * (pace.value + math.log(vocabulary))
 
 
 def written(decisions: dict[int, int]) -> str:

@@ -1,4 +1,4 @@
-"""The way of a request through the code is as docs/development.md says, and no files form a circle."""
+"""A request takes the way that docs/development.md says, and no files form a circle."""
 
 import re
 from pathlib import Path

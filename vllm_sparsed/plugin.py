@@ -96,6 +96,8 @@ def _enter(undo: list[Callable[[], object]]) -> None:
     from transformers import CONFIG_MAPPING
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.model_executor.models.registry import ModelRegistry
+    from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.tokenizers.registry import TokenizerRegistry
     from vllm.transformers_utils.chat_templates.registry import (
         _MODEL_TYPE_TO_CHAT_TEMPLATE_FALLBACK,
     )
@@ -103,6 +105,7 @@ def _enter(undo: list[Callable[[], object]]) -> None:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     from vllm_sparsed.attention.registration import BACKEND_NAME, restore_backend
+    from vllm_sparsed.frontend import RENDERER_MODE
     from vllm_sparsed.models.checkpoint_config import CONFIGS, UNSERVED_CONFIGS
     from vllm_sparsed.models.dream_tokenizer import register_tokenizers
     from vllm_sparsed.models.registry import ENTRIES, MODELS
@@ -131,6 +134,9 @@ def _enter(undo: list[Callable[[], object]]) -> None:
             path = TEMPLATES / entry.fallback_template
             if entry.model_type not in _MODEL_TYPE_TO_CHAT_TEMPLATE_FALLBACK:
                 put(_MODEL_TYPE_TO_CHAT_TEMPLATE_FALLBACK, entry.model_type, path)
+    put(TokenizerRegistry.tokenizers, RENDERER_MODE, TokenizerRegistry.tokenizers["hf"])
+    renderer = ("vllm_sparsed.frontend.renderer", "MaskedDiffusionRenderer")
+    put(RENDERER_REGISTRY.renderers, RENDERER_MODE, renderer)
     # Last, as they cannot be taken back; an unused name in the enum changes nothing.
     restore_backend()
     if BACKEND_NAME not in AttentionBackendEnum.__members__:

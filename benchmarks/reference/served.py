@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.reference.generate import Noise, Sampling, llada_blocks
+from benchmarks.reference.paced import Pace
 from benchmarks.reference.sparse_pattern import SparseSettings
 
 LLADA_ALGORITHMS = ("low_confidence", "random")
@@ -31,6 +32,7 @@ class Task:
     eps: float
     seed: int
     sparse: SparseSettings | None
+    pace: Pace | None = None
 
     @property
     def architecture(self) -> str:
@@ -89,14 +91,16 @@ def run_served(task: Task, samples: Sequence[LogitsSample], **engine: Any) -> Se
     from vllm import LLM, SamplingParams
 
     extra: dict[str, Any] = {
-        "diffusion_steps": task.steps,
+        "diffusion_steps": task.steps if task.pace is None else task.pace.steps,
         "diffusion_alg": task.alg,
         "diffusion_cfg_scale": task.sampling.cfg_scale,
         "diffusion_alg_temp": task.sampling.alg_temp,
         "diffusion_eps": task.eps,
     }
-    if task.alg in LLADA_ALGORITHMS:
+    if task.alg in LLADA_ALGORITHMS or task.pace is not None:
         extra["diffusion_block_length"] = task.block_length
+    if task.pace is not None:
+        extra |= pace_arguments(task.pace)
     options: dict[str, Any] = {"sparsed": {}}
     if task.sparse is None:
         extra["sparsed_enabled"] = False
@@ -142,6 +146,15 @@ def run_served(task: Task, samples: Sequence[LogitsSample], **engine: Any) -> Se
         if tokens is not None:
             after.append(tokens)
     return ServedRun(after, logits, output)
+
+
+def pace_arguments(pace: Pace) -> dict[str, Any]:
+    """A pace as parameters of a request."""
+    arguments: dict[str, Any] = {f"diffusion_{pace.name}": pace.value}
+    if pace.block_add is not None:
+        arguments["diffusion_block_add"] = pace.block_add
+        arguments["diffusion_block_full"] = pace.block_full
+    return arguments
 
 
 def present_tokens(worker: Any) -> list[int] | None:

@@ -40,6 +40,8 @@ ENTROPY_UNIT: Final = 2.0**-40
 
 BLOCK_CANDIDATES: Final = 32
 BLOCK_OTHERS: Final = 256
+RULES_BLOCK_OTHERS: Final = 64
+"""The same with rules, whose sums take registers."""
 NUM_WARPS: Final = 4
 MAX_KERNEL_CANDIDATES: Final = 8192
 """More are sorted: the kernel compares each with all others of its group."""

@@ -12,6 +12,7 @@ from vllm_sparsed.kernels.confidence_ranking.configs import (
     ENTROPY_UNIT,
     MAX_KERNEL_CANDIDATES,
     NUM_WARPS,
+    RULES_BLOCK_OTHERS,
 )
 from vllm_sparsed.kernels.confidence_ranking.torch_path import decide_torch
 
@@ -111,7 +112,7 @@ def decide(
         HAS_ORDER=order is not None,
         ENTROPY_UNIT=ENTROPY_UNIT,
         BLOCK_CANDIDATES=BLOCK_CANDIDATES,
-        BLOCK_OTHERS=BLOCK_OTHERS,
+        BLOCK_OTHERS=BLOCK_OTHERS if groups.rule is None else RULES_BLOCK_OTHERS,
         num_warps=NUM_WARPS,
     )
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vllm_sparsed.kernels.online_softmax import add_tile, scaled_exp2
+from vllm_sparsed.kernels.online_softmax import add_tile, divided, scaled_exp2
 from vllm_sparsed.kernels.window_attention import window_tiles
 
 FIRST_ROW = tl.constexpr(window_tiles.Field.FIRST_ROW)
@@ -267,7 +267,7 @@ def window_forward(
         )  # fmt: skip
 
     if num_splits == 1:
-        acc = acc / row_sum[:, None]
+        acc = divided(acc, row_sum, PRECISION)
         if FP8 != "":
             acc *= tl.load(v_scale_ptr)
         tl.store(
@@ -344,7 +344,7 @@ def combine_splits(
         weight = scaled_exp2(split_max - row_max, scale_log2, PRECISION)
         acc += added * weight[:, None]
         row_sum += split_sum * weight
-    acc = acc / row_sum[:, None]
+    acc = divided(acc, row_sum, PRECISION)
     if FP8 != "":
         acc *= tl.load(v_scale_ptr)
     tl.store(

@@ -56,13 +56,13 @@ def reference_request(
     )
 
 
-def passes_of(steps: list[Step], prompt_len: int) -> list[Pass]:
+def passes_of(steps: list[Step], prompt_len: int, mask: int = MASK) -> list[Pass]:
     """Of each step [canvas position, token] of what became a token."""
     return [
         [
             [position - prompt_len, token]
             for position, token in zip(step.positions, step.tokens, strict=True)
-            if position >= prompt_len and token != MASK
+            if position >= prompt_len and token != mask
         ]
         for step in steps
     ]

@@ -17,6 +17,7 @@ from openai import OpenAI
 
 from tests.engine.golden_cases import GoldenCase, load_cases
 from tests.engine.http_server import MODEL_NAME, Server, completion_body
+from tests.golden.parallel_cases import ParallelCase, parallel_cases
 
 CASES = load_cases("llada-mha")
 DENSE_CASES = [case for case in CASES if case.block_mask is None]
@@ -43,7 +44,7 @@ def client(server: Server) -> OpenAI:
     return OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=600)
 
 
-def stream(client: OpenAI, case: GoldenCase) -> list[list[int]]:
+def stream(client: OpenAI, case: GoldenCase | ParallelCase) -> list[list[int]]:
     """Token ids of each chunk."""
     chunks = client.completions.create(
         model=MODEL_NAME,
@@ -59,6 +60,16 @@ def stream(client: OpenAI, case: GoldenCase) -> list[list[int]]:
     )
     extras = [chunk.choices[0].model_extra or {} for chunk in chunks]
     return [extra["token_ids"] for extra in extras if extra.get("token_ids")]
+
+
+def test_several_tokens_a_pass_are_streamed(client: OpenAI) -> None:
+    """All at once; what a chunk holds depends on the decisions alone."""
+    cases = parallel_cases("llada-mha")
+    with ThreadPoolExecutor(8) as pool:
+        chunks = list(pool.map(lambda case: stream(client, case), cases))
+    assert [list(chain(*parts)) for parts in chunks] == [case.expected for case in cases]
+    for case, parts in zip(cases, chunks, strict=True):
+        assert len(parts) <= len(case.history)
 
 
 class TooLateError(Exception):

@@ -152,7 +152,7 @@ def test_stored_values_of_every_pass(engine: Callable[[str], LLM], case: ReuseCa
         (state,) = states
         for layer, wanted in enumerate(expected[number]):
             keys, values = split_pages(runner.kv_caches[layer], wanted.shape[-1] // 2)
-            stored = torch.cat((keys, values), dim=-1)[state.pages[0]].flatten(0, 1)
+            stored = torch.cat((keys, values), dim=-1)[state.kept.pages[0]].flatten(0, 1)
             got = stored[: state.plan.seq_len].transpose(0, 1)
             torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-4)
         number += 1

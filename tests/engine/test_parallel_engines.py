@@ -8,9 +8,10 @@ import pytest
 
 from tests.engine.golden_cases import GoldenCase, load_cases
 from tests.engine.http_server import MODEL_NAME, Server, completion_body, make_checkpoint, serve
+from tests.golden.parallel_cases import ParallelCase, parallel_cases
 
 
-def assert_golden(server: Server, cases: list[GoldenCase]) -> None:
+def assert_golden(server: Server, cases: list[GoldenCase] | list[ParallelCase]) -> None:
     """All at once."""
     with ThreadPoolExecutor(len(cases)) as pool:
         answers = list(pool.map(lambda case: server.complete(case)["token_ids"], cases))
@@ -32,6 +33,7 @@ def test_tensor_parallel(model: str, options: list[str], tmp_path: Path) -> None
     log = tmp_path / "log"
     with serve(checkpoint, log, "--tensor-parallel-size", "2", *options) as server:
         assert_golden(server, load_cases(model))
+        assert_golden(server, parallel_cases(model))
     assert log.read_text().count("SparseD: skip") == 1, "by the first rank alone"
     raised = "max_num_batched_tokens raised from 1 to max_model_len=640" in log.read_text()
     assert raised == ("--max-num-batched-tokens" in options)

@@ -1,10 +1,7 @@
 """Bad requests are refused by name, and none of them ends the engine."""
 
 import json
-import random
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -17,7 +14,6 @@ COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
 GOOD = load_cases("llada-mha")[0]
-NUM_FUZZED = 150
 
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 SCHEMA = {"name": "x", "schema": {"type": "object"}}
@@ -221,97 +217,3 @@ def test_seeds_at_the_ends_of_their_range(server: Server, seed: int, n: int) -> 
         answers.append([choice["token_ids"] for choice in response.json()["choices"]])
     assert answers[0] == answers[1]
     assert len({tuple(tokens) for tokens in answers[0]}) == n
-
-
-NUMBERS: list[Any] = [
-    *(0, 1, 2, 3, -1, 0.5, -0.5, 1.0, 1e-300, 1e300, 2**31, 2**63, 2**64, 2**200),
-    *(True, None, "3", "", [], {}, [1], [[1]], {"a": 1}),
-]
-PARAMETER_VALUES: list[Any] = [
-    *(0, 1, 2, 7, 16, 32, 0.1, 0.5, 1e-300, 1e6, 2**31 - 1, 2**63, -1),
-    *("random", "origin", "entropy", "topk_margin", "maskgit_plus", "true", "", [3], ["x"]),
-]
-NAMES = [
-    *("diffusion_steps", "diffusion_block_length", "diffusion_alg", "diffusion_alg_temp"),
-    *("diffusion_eps", "diffusion_cfg_scale", "diffusion_logits_eos_inf", "sparsed_enabled"),
-    *("diffusion_confidence_eos_eot_inf", "sparsed_skip", "sparsed_select", "sparsed_block_size"),
-    "sparsed_dense_if_faster",
-    *("kv_transfer_params", "session_id", "logits"),
-]
-FIELDS: dict[str, list[Any]] = {
-    "prompt": ["w3 w4", "", [3, 4], [[3], [4]], [383] * 9, [3] * 639, [2**40], ["w3", 4], {}],
-    "input": ["w3", "", [], [3], {"role": "user"}],
-    "messages": [[], [{}], "w3", [{"role": "x", "content": "w3"}], [{"role": "user"}]],
-    "max_tokens": [1, 5, 17, 10**9, *NUMBERS],
-    "max_output_tokens": [1, 5, 17, 10**9, *NUMBERS],
-    # A large n with a temperature is a legitimate request for much work.
-    "n": [1, 2, 3, 0, -1, 10**6, "2", None, 1.5],
-    "stream": [True, False, "x"],
-    "stop": ["w5", ["w5", "w6"], [""], [3], {}, None],
-    "stop_token_ids": [[3], [2**40], [-1], "x", None, [[3]]],
-    "tools": [TOOLS, [], "x", [{}]],
-    "tool_choice": ["auto", "none", "required", {}],
-    "response_format": [{"type": "text"}, {"type": "json_object"}, {"type": "x"}, "x"],
-    "structured_outputs": [{"json": {}}, {"regex": "("}, {"grammar": "x"}, {}],
-    "logit_bias": [{"3": 1}, {"x": 1}, {"3": 1e300}, {}, []],
-    "stream_options": [{"include_usage": True}, {}, {"continuous_usage_stats": True}],
-    "model": [MODEL_NAME, "other", 3, None],
-    "request_id": ["same", "", 3, "a/b\n"],
-    "label_token_ids": [[3, 4], [2**40], [-1], "x"],
-    **dict.fromkeys(
-        [
-            *("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "priority"),
-            *("frequency_penalty", "repetition_penalty", "logprobs", "top_logprobs", "echo"),
-            *("prompt_logprobs", "min_tokens", "ignore_eos", "truncate_prompt_tokens", "suffix"),
-            *("stream_interval", "cache_salt", "use_beam_search", "length_penalty", "best_of"),
-            *("skip_special_tokens", "return_token_ids", "include_stop_str_in_output", "user"),
-            *("routed_experts_prompt_start", "thinking_token_budget", "allowed_token_ids"),
-            *("bad_words", "session_id", "watermarking", "logprob_token_ids", "lora"),
-        ],
-        NUMBERS,
-    ),
-}
-PATHS = [COMPLETIONS] * 5 + [CHAT] * 3 + [RESPONSES, "/tokenize", "/v1/messages"]
-PATHS += ["/generative_scoring"]
-
-
-def random_body(rng: random.Random) -> tuple[str, dict[str, Any]]:
-    path = rng.choice(PATHS)
-    fields = {name: rng.choice(FIELDS[name]) for name in rng.sample(sorted(FIELDS), 2)}
-    if rng.random() < 0.7:
-        chosen = rng.sample(NAMES, rng.choice([1, 1, 2, 3]))
-        fields["vllm_xargs"] = {name: rng.choice(PARAMETER_VALUES) for name in chosen}
-    return path, body_of(path, **fields)
-
-
-def test_random_bodies(server: Server) -> None:
-    """Never a server error, and a good request among them keeps its tokens."""
-    rng = random.Random(2)
-    bodies = [random_body(rng) for _ in range(NUM_FUZZED)]
-    done = threading.Event()
-    wrong: list[list[int]] = []
-
-    def keep_serving() -> None:
-        while not done.is_set():
-            tokens = server.complete(GOOD)["token_ids"]
-            if tokens != GOOD.expected:
-                wrong.append(tokens)
-
-    def send(request: tuple[str, dict[str, Any]]) -> int:
-        return server.post(*request).status_code
-
-    with ThreadPoolExecutor(4) as pool:
-        serving = pool.submit(keep_serving)
-        try:
-            statuses = list(pool.map(send, bodies))
-        finally:
-            done.set()
-        serving.result()
-    failed = [
-        (status, path, json.dumps(body)[:400])
-        for status, (path, body) in zip(statuses, bodies, strict=True)
-        if status >= 500
-    ]
-    assert not failed, failed[:3]
-    assert not wrong
-    assert {200, 400} <= set(statuses), "the bodies are neither all good nor all bad"

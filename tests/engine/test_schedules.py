@@ -11,6 +11,7 @@ from vllm.v1.core.sched.interface import PauseState
 
 from tests.engine.golden_cases import GoldenCase, load_cases
 from tests.engine.inspection import MAX_MODEL_LEN, runner_of
+from vllm_sparsed.config.parameter_table import PACES, SEVERAL_BLOCKS_PACES
 from vllm_sparsed.worker.packing import MAX_BATCHES
 
 NUM_SCHEDULES = 200
@@ -18,7 +19,7 @@ MAX_STEPS = 3000
 
 
 def random_request(rng: random.Random) -> tuple[list[int], SamplingParams]:
-    """Any prompt and canvas that the context holds, with any steps, blocks and sparsity."""
+    """Any prompt and canvas that the context holds, with any steps, pace, blocks and sparsity."""
     prompt_len = min(MAX_MODEL_LEN - 1, int(rng.paretovariate(0.7)))
     max_tokens = rng.choice([1, 2, 7, 16, 31, 64, MAX_MODEL_LEN])
     prompt = [rng.randrange(3, 383) for _ in range(prompt_len)]
@@ -38,6 +39,13 @@ def random_request(rng: random.Random) -> tuple[list[int], SamplingParams]:
         args["diffusion_block_length"] = rng.choice([1, 5, 32, 1000])
     if rng.random() < 0.2:
         args["diffusion_cfg_scale"] = 0.5
+    if rng.random() < 0.4:
+        pace = rng.choice(sorted(PACES))
+        args[f"diffusion_{pace}"] = rng.choice({"threshold": [0.05, 1.0]}.get(pace, [1.0, 5.0, 20]))
+        args["diffusion_alg"] = rng.choice(PACES[pace])
+        args["diffusion_steps"] = rng.choice([None, None, 5])
+        if pace in SEVERAL_BLOCKS_PACES and rng.random() < 0.3:
+            args["diffusion_block_add"] = rng.choice([0.1, 0.5])
     params = SamplingParams(
         temperature=rng.choice([0.0, 0.0, 0.7]),
         top_p=rng.choice([1.0, 1.0, 0.8]),

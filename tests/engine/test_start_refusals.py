@@ -1,7 +1,9 @@
 """What cannot run is refused before an engine starts, with an error that names the option."""
 
 import json
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,7 @@ REFUSED_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"offload_backend": "uva"}, "--offload-backend"),
     ({"offload_group_size": 2}, "--offload-group-size"),
     ({"kv_offloading_size": 1}, "--kv-offloading-size"),
+    ({"async_scheduling": True}, "--async-scheduling"),
     ({"diffusion_config": {"canvas_length": 32}}, "--diffusion-config"),
     ({"override_generation_config": {"max_new_tokens": -1}}, "--override-generation-config is -1"),
     ({"override_generation_config": {"max_new_tokens": 0}}, "--override-generation-config is 0"),
@@ -135,6 +138,44 @@ def test_the_options_without_a_refused_one_are_good() -> None:
 def test_refused_option(options: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, NotImplementedError), match=message):
         create(**options)
+
+
+def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(ValueError, match="VLLM_USE_RUST_FRONTEND is not supported"):
+        create()
+
+
+class Lines(logging.Handler):
+    """Messages of this package; vLLM's loggers do not pass theirs on to pytest's."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.found: list[tuple[str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append((record.levelname, record.getMessage()))
+
+
+@pytest.fixture
+def lines() -> Iterator[list[tuple[str, str]]]:
+    logger, handler = logging.getLogger("vllm.vllm_sparsed"), Lines()
+    logger.addHandler(handler)
+    yield handler.found
+    logger.removeHandler(handler)
+
+
+def test_what_has_no_effect_is_said(lines: list[tuple[str, str]]) -> None:
+    create(num_gpu_blocks_override=7, block_size=32, enable_prefix_caching=True)
+    for option in ("--num-gpu-blocks-override", "--block-size"):
+        (level,) = (level for level, text in lines if text.startswith(f"{option} has no effect"))
+        assert level == "WARNING"
+    (line,) = (line for line in lines if line[1].startswith("Switched off"))
+    assert line[0] == "INFO"
+    assert "prefix caching, chunked prefill" in line[1]
+    lines.clear()
+    create(enable_prefix_caching=False, enable_chunked_prefill=False)
+    assert not any("Switched off" in text or "no effect" in text for _, text in lines)
 
 
 def test_refused_precision() -> None:

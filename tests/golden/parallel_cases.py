@@ -34,6 +34,11 @@ class ParallelCase:
         pace = next(key for key in self.extra_args if key.removeprefix("diffusion_") in _VALUES)
         return f"{self.model}-{self.index}-{pace.removeprefix('diffusion_')}"
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """What the other golden cases call so."""
+        return {"gen": self.canvas}
+
     def sampling_params(self, **changes: Any) -> SamplingParams:
         return SamplingParams(
             temperature=0.0,

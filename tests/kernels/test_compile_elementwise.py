@@ -83,7 +83,7 @@ def variants(capability: str) -> list[tuple[str, str, dict[str, Any], dict[str, 
             "HAS_ORDER": True,
             "ENTROPY_UNIT": ranking.ENTROPY_UNIT,
             "BLOCK_CANDIDATES": ranking.BLOCK_CANDIDATES,
-            "BLOCK_OTHERS": ranking.BLOCK_OTHERS,
+            "BLOCK_OTHERS": ranking.RULES_BLOCK_OTHERS if rules else ranking.BLOCK_OTHERS,
         }
         types = {"confidence_ptr": dtype, "out_ptr": "i64"}
         found.append(("confidence_ranking", "decide_kernel", constants, types, ranking.NUM_WARPS))

@@ -48,6 +48,7 @@ def test_register_imports_nothing_that_only_a_diffusion_model_needs(tmp_path: Pa
             "vllm_sparsed",
             "vllm_sparsed.attention",
             "vllm_sparsed.attention.registration",
+            "vllm_sparsed.frontend",
             "vllm_sparsed.models",
             "vllm_sparsed.models.checkpoint_config",
             "vllm_sparsed.models.dream_tokenizer",
@@ -106,6 +107,8 @@ from pathlib import Path
 import vllm
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models import config as models_config, registry
+from vllm.renderers.registry import RENDERER_REGISTRY
+from vllm.tokenizers.registry import TokenizerRegistry
 from vllm.transformers_utils import config as checkpoint_configs
 from vllm.v1.attention.backends import registry as backends
 from vllm_sparsed.plugin import register
@@ -122,8 +125,10 @@ def entries():
         models_config.__dict__.get("MODELS_CONFIG_MAP", {}),
         registry.ModelRegistry.models,
         checkpoint_configs.__dict__.get("_CONFIG_REGISTRY", {}),
+        RENDERER_REGISTRY.renderers,
+        TokenizerRegistry.tokenizers,
     )
-    names = ("LLaDAModelLM", "DreamModel", "llada", "Dream")
+    names = ("LLaDAModelLM", "DreamModel", "llada", "Dream", "masked_diffusion")
     return [name for table in tables for name in names if name in table]
 
 def refuse(*args, **kwargs):
@@ -169,7 +174,7 @@ def test_register_leaves_a_vllm_alone_that_it_does_not_know(tmp_path: Path) -> N
     """Other models start, one warning names both versions, and nothing is half registered."""
     found = json.loads(run_program(STRANGE_VLLM, tmp_path))
     assert found.pop("llama") == "LlamaForCausalLM"
-    assert len(found.pop("afterwards")) == 6
+    assert len(found.pop("afterwards")) == 8
     installed = found.pop("installed")
     assert len(found) == 10
     for case, (lines, left) in found.items():

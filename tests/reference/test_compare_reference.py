@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 
 from benchmarks.compare_reference import ReferenceRun, report
 from benchmarks.reference.generate import Sampling, Step
+from benchmarks.reference.paced import Pace
 from benchmarks.reference.served import LogitsSample, ServedRun, Task
+from tests.golden.parallel_cases import parallel_cases
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -101,6 +104,43 @@ def test_verdict(
     printed = capsys.readouterr().out
     assert pytest.approx(0.1) == float(printed.split("step    0:")[1].split()[0])
     assert [line for line in printed.splitlines() if all(m in line for m in message.split(".*"))]
+
+
+@pytest.mark.parametrize(
+    ("pace", "order_margin", "near"),
+    [
+        (Pace("threshold", 0.5, 2), 0.2, True),
+        (Pace("threshold", 0.5, 2), 0.3, False),
+        (Pace("entropy_bound", 1.0, 2), 0.6, True),
+        (Pace("entropy_bound", 1.0, 2), 0.7, False),
+    ],
+)
+def test_margins_below_rounding_are_marked(
+    pace: Pace, order_margin: float, near: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = ServedRun([[5, 3, MASK], [5, 3, 4]], [torch.full((2, 10), 0.1)], [3, 4])
+    paced = replace(task(), pace=pace)
+    assert report(paced, reference(1.0, order_margin), served) == (not near)
+    printed = capsys.readouterr().out
+    assert ("0:~2=4" in printed) == near
+    assert "2 passes, 1.00 tokens each; in" in printed
+
+
+@pytest.mark.slow
+def test_golden_checkpoint_with_a_pace() -> None:
+    case = parallel_cases("llada-mha")[0]
+    command = [
+        *(sys.executable, "-m", "benchmarks.compare_reference", str(GOLDEN / "llada-mha")),
+        *("--prompt-ids", ",".join(map(str, case.prompt)), "--dtype", "float32"),
+        *("--canvas", str(case.canvas), "--device", "cpu"),
+        *("--block-length", str(case.extra_args["diffusion_block_length"])),
+        *("--threshold", str(case.extra_args["diffusion_threshold"])),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"vLLM:      {case.expected}" in done.stdout
+    assert f"\n{len(case.history)} passes, " in done.stdout
+    assert "identical, step by step" in done.stdout
 
 
 @pytest.mark.slow

@@ -151,7 +151,8 @@ class SchedulerLoop:
             assert output.num_scheduled_tokens[name] >= end - start
             self.rows_of[name].append(state.rows)
             decided = [-1] * state.judged.size
-            for i in range(min(state.selections[0].quota if state.decides() else 0, len(decided))):
+            quota = sum(selection.quota for selection in state.selections)
+            for i in range(min(quota, len(decided))):
                 decided[i] = 3 + int(state.judged[i]) % 100
             reports[name] = StepReport("dense", len(decided), sum(x >= 0 for x in decided))
             state.commit(np.array(decided) if state.takes_pass() else None)

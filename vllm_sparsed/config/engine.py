@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from vllm import envs
 from vllm.config import CompilationMode, CUDAGraphMode
 from vllm.config.vllm import OptimizationLevel
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
@@ -25,11 +26,13 @@ from vllm_sparsed.config.settings import (
     server_settings,
     uses_sparse_backend,
 )
+from vllm_sparsed.frontend import RENDERER_MODE
 from vllm_sparsed.frontend.installation import install_middleware
 from vllm_sparsed.kernels.block_selection import MAX_BLOCKS
 from vllm_sparsed.kernels.block_sparse_attention import BLOCK_SIZES, flash_attention_4
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.models.checkpoint_check import check_supported
+from vllm_sparsed.models.quantization_check import check_quantization
 from vllm_sparsed.models.special_tokens import set_special_tokens
 from vllm_sparsed.scheduling.metrics import COUNTERS_KEY, export_step_counters, make_counters_folder
 
@@ -59,8 +62,10 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
             ParameterError: a bad value in `--additional-config`.
         """
         check_supported(vllm_config.model_config.hf_config)
+        check_quantization(vllm_config.model_config)
         set_special_tokens(vllm_config.model_config)
         _refuse_unsupported(vllm_config)
+        _report_without_effect(vllm_config)
         model_config = vllm_config.model_config
         scheduler_config = vllm_config.scheduler_config
         server = server_settings(vllm_config)
@@ -116,7 +121,10 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
         # This is the front end; where it has several processes, each exports for itself.
         export_step_counters(folder)
         if "fastapi" in sys.modules:  # an API server, not an engine in a user's program
-            install_middleware()
+            temperature = model_config.get_diff_sampling_param().get("temperature", 1.0)
+            install_middleware(temperature)
+        if model_config.tokenizer_mode in ("auto", "hf"):
+            model_config.tokenizer_mode = RENDERER_MODE
         model_config.logits_processors = [request_check_name(server, folder)]
 
 
@@ -183,6 +191,10 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
         "--watermark-config": getattr(vllm_config, "watermark_config", None) is not None,
         "--return-sampling-mask": getattr(model_config, "return_sampling_mask", False),
         "--enable-trace-replay": getattr(model_config, "enable_trace_replay", False),
+        # vLLM has not filled in its default yet, which is None: it was asked for.
+        "--async-scheduling": vllm_config.scheduler_config.async_scheduling is True,
+        # Its requests would reach the engine unchecked.
+        "VLLM_USE_RUST_FRONTEND": envs.VLLM_USE_RUST_FRONTEND,
     }
     for option, asked in refused.items():
         if asked:
@@ -190,6 +202,30 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
                 f"{option} is not supported by diffusion language models "
                 f"({model_config.architecture}); leave it out."
             )
+
+
+def _report_without_effect(vllm_config: "VllmConfig") -> None:
+    """Say what is switched off: by default vLLM asks for it, so it cannot be refused."""
+    cache_config = vllm_config.cache_config
+    for option, asked in {
+        "--num-gpu-blocks-override": cache_config.num_gpu_blocks_override is not None,
+        "--block-size": cache_config.user_specified_block_size,
+    }.items():
+        if asked:
+            logger.warning(
+                "%s has no effect on diffusion language models: there is no key/value cache.",
+                option,
+            )
+    switched_off = {
+        "prefix caching": cache_config.enable_prefix_caching,
+        "chunked prefill": vllm_config.scheduler_config.enable_chunked_prefill,
+    }
+    if any(switched_off.values()):
+        logger.info(
+            "Switched off, as a denoising step runs over a whole sequence: %s (vLLM's defaults, or "
+            "asked for by --enable-prefix-caching or --enable-chunked-prefill).",
+            ", ".join(name for name, is_on in switched_off.items() if is_on),
+        )
 
 
 def _check_sparse_attention(vllm_config: "VllmConfig", server: ServerSettings) -> None:

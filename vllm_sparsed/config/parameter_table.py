@@ -356,6 +356,14 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
     ),
     Parameter(
         "diffusion",
+        "infill",
+        "boolean",
+        False,
+        "Mask tokens inside the prompt are filled in with the first block, and the answer is the "
+        "whole sequence, prompt and canvas; without it such a prompt is refused.",
+    ),
+    Parameter(
+        "diffusion",
         "logits_eos_inf",
         "boolean",
         False,

@@ -76,6 +76,7 @@ class RequestParameters:
     cfg_scale: float
     top_p: float | None
     top_k: int | None
+    infill: bool
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
     kv_reuse: Mode

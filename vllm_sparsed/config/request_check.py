@@ -18,8 +18,13 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
 )
 
 from vllm_sparsed.config.parameter_table import shown
-from vllm_sparsed.config.parameters import ParameterError, ServerSettings, request_parameters
-from vllm_sparsed.frontend.admission import tell_admitted, tell_refused
+from vllm_sparsed.config.parameters import (
+    ParameterError,
+    RequestParameters,
+    ServerSettings,
+    request_parameters,
+)
+from vllm_sparsed.frontend.admission import INFILL, tell_admitted, tell_refused
 from vllm_sparsed.scheduling.metrics import export_step_counters
 
 _PREFIX: Final = "RequestCheck_"
@@ -69,14 +74,14 @@ class _RequestCheck(LogitsProcessorV1, LogitsProcessorV2):
             VLLMValidationError: names the parameter and what is allowed.
         """
         try:
-            cls._check(sampling_params)
+            INFILL.set(cls._check(sampling_params).infill)
         except VLLMValidationError as error:
             tell_refused(error)
             raise
         tell_admitted()
 
     @classmethod
-    def _check(cls, sampling_params: SamplingParams) -> None:
+    def _check(cls, sampling_params: SamplingParams) -> RequestParameters:
         for name, off in _UNSUPPORTED.items():
             value = getattr(sampling_params, name, off)
             if _is_asked(value, off):
@@ -104,6 +109,14 @@ class _RequestCheck(LogitsProcessorV1, LogitsProcessorV2):
                 _refuse(name, count, f"{name} must be at most {_MAX_COUNT}")
         if sampling_params.seed is not None and not -(2**63) <= sampling_params.seed < 2**63:
             _refuse("seed", sampling_params.seed, "seed must fit 64 bits")
+        if parameters.infill and sampling_params.stop:
+            _refuse(
+                "stop",
+                sampling_params.stop,
+                "stop does not go with diffusion_infill: the answer repeats the prompt, where the "
+                "stop strings would be looked for too",
+            )
+        return parameters
 
     def __init__(self, *args: object) -> None:
         raise TypeError("checks requests only; the model runner samples by itself")

@@ -22,6 +22,11 @@ class AdmissionListener(Protocol):
 LISTENER: Final[ContextVar[AdmissionListener | None]] = ContextVar("LISTENER", default=None)
 
 
+INFILL: Final[ContextVar[bool | None]] = ContextVar("INFILL", default=None)
+"""Whether the request whose parameters were checked last, in this context, asks for infilling; its
+prompt is checked next. None: none was checked."""
+
+
 def tell_admitted() -> None:
     listener = LISTENER.get()
     if listener is not None:

@@ -9,12 +9,15 @@ logger = init_logger(__name__)
 _installed = False
 
 
-def install_middleware() -> None:
+def install_middleware(default_temperature: float) -> None:
     """Enter the middleware where vLLM's `build_app` looks for a container's own. May be repeated.
 
     vLLM hands each application to `model_hosting_container_standards`, one of its requirements,
     which adds the middleware that a process has registered there. A container that has a
     middleware of its own in that place keeps it, and this one is left out with a warning.
+
+    Args:
+        default_temperature: of a request that gives none, for a message.
     """
     global _installed
     loggers = (logging.getLogger(), logging.getLogger("vllm"))
@@ -26,6 +29,7 @@ def install_middleware() -> None:
 
         from vllm_sparsed.frontend.middleware import RequestMiddleware
 
+        RequestMiddleware.default_temperature = default_temperature
         if not _installed:
             custom_middleware("pre_post_process")(RequestMiddleware)
             _installed = True

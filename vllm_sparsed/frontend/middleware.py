@@ -11,7 +11,7 @@ Parameters of this package beside `vllm_xargs` instead of in it, which vLLM igno
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from starlette.responses import JSONResponse
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -32,9 +32,16 @@ ROUTES: Final = (
     "/v1/chat/completions",
     "/v1/responses",
     MESSAGES,
+    "/v1/chat/completions/batch",
+    "/cohere/v2/chat",
     "/invocations",
 )
 """The routes that take `vllm_xargs`; a server may have them below a root path."""
+
+_GENERATE: Final = "/inference/v1/generate"  # takes SamplingParams, with their extra_args
+
+# vLLM takes a lower temperature for 0.
+_GREEDY: Final = 1e-5
 
 _KEYS: Final = frozenset(parameter.request_key for parameter in PARAMETERS)
 
@@ -47,19 +54,29 @@ _BEFORE_CHECKS: Final = (b"event: response.created", b"event: response.in_progre
 
 
 class RequestMiddleware:
-    """Pure ASGI, so that streams pass unbuffered and disconnections reach vLLM."""
+    """Pure ASGI, so that streams pass unbuffered and disconnections reach vLLM.
+
+    Attributes:
+        default_temperature: of a request that gives none.
+    """
+
+    default_temperature: ClassVar[float] = 0.0
 
     def __init__(self, app: App) -> None:
         self.app = app
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         path = str(scope.get("path", ""))
-        if scope["type"] != "http" or scope["method"] != "POST" or not path.endswith(ROUTES):
+        if (
+            scope["type"] != "http"
+            or scope["method"] != "POST"
+            or not path.endswith((*ROUTES, _GENERATE))
+        ):
             await self.app(scope, receive, send)
             return
         body, messages = await _read_body(receive)
         is_messages = path.endswith(MESSAGES)
-        error = _misplaced_parameter(body)
+        error = _body_error(body, self.default_temperature)
         if error is not None:
             await _error_answer(error, is_messages)(scope, receive, send)
             return
@@ -89,9 +106,9 @@ async def _read_body(receive: Receive) -> tuple[bytes, list[Message]]:
     return b"".join(message.get("body", b"") for message in messages), messages
 
 
-def _misplaced_parameter(body: bytes) -> VLLMValidationError | None:
-    """The error of a body with one of our parameters at its top level."""
-    if b'"diffusion_' not in body and b'"sparsed_' not in body:
+def _body_error(body: bytes, default_temperature: float) -> VLLMValidationError | None:
+    """The error of a body that vLLM would misunderstand, or refuse without saying why."""
+    if not any(key in body for key in (b'"diffusion_', b'"sparsed_', b'"n"')):
         return None
     try:
         fields = json.loads(body)
@@ -108,6 +125,16 @@ def _misplaced_parameter(body: bytes) -> VLLMValidationError | None:
                 parameter=key,
                 value=shown(value),
             )
+    n, temperature = fields.get("n"), fields.get("temperature")
+    if type(n) is not int or n < 2 or fields.get("use_beam_search"):
+        return None
+    if temperature is None and default_temperature < _GREEDY:
+        return VLLMValidationError(
+            f"n is {shown(n)}, but must be 1 at temperature 0, the default of this model: give a "
+            "temperature above 0.",
+            parameter="n",
+            value=shown(n),
+        )
     return None
 
 

@@ -64,6 +64,16 @@ class RequestPlan:
         return self.prompt_len + self.canvas_len
 
     @property
+    def first_output(self) -> int:
+        """Position of the first token of the answer: with infilling it begins with the prompt."""
+        return 0 if self.parameters.infill else self.prompt_len
+
+    @property
+    def num_outputs(self) -> int:
+        """Tokens of the answer, unless it ends early."""
+        return self.seq_len - self.first_output
+
+    @property
     def num_sequences(self) -> int:
         return 2 if self.guided else 1
 

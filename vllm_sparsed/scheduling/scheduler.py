@@ -12,6 +12,7 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.core.sched.utils import check_stop
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
@@ -136,7 +137,7 @@ class DenoisingScheduler(Scheduler):
         plan = plan_request(tokens, params, self.settings)
         logger.debug("Request %s attends %s", request.request_id, plan.attention)
         # A clamped canvas ends the request when it is full.
-        request.max_tokens = min(request.max_tokens, plan.canvas_len)
+        request.max_tokens = plan.num_outputs
         return plan
 
     def _begin(self, request: Request, plan: RequestPlan) -> None:
@@ -355,6 +356,24 @@ class DenoisingScheduler(Scheduler):
                 request.record_event(EngineCoreEventType.SCHEDULED, now)
             request.status = RequestStatus.RUNNING
             self.running.append(request)
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        """As vLLM's; with infilling the part of the answer that repeats the prompt stops nothing,
+        and does not count towards the context length."""
+        progress = self._progress.get(request.request_id)
+        if progress is None or not progress.plan.parameters.infill:
+            return super()._update_request_with_output(request, new_token_ids, is_stale)
+        prompt_len = progress.plan.prompt_len
+        for num_new, token in enumerate(new_token_ids, 1):
+            request.append_output_token_ids(token)
+            if request.num_output_tokens > prompt_len and check_stop(
+                request, self.max_model_len + prompt_len
+            ):
+                del new_token_ids[num_new:]
+                return new_token_ids, True
+        return new_token_ids, False
 
     def _free_request_blocks(self, request: Request) -> None:
         """Also those of the request's second sequence, of which vLLM does not know."""

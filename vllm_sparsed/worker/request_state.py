@@ -45,7 +45,8 @@ class RequestState:
         seed: of the request's draws, a signed 64-bit number.
         sent: int32, the canvas tokens that the client had when this run started, a prefix: after a
             preemption these positions become what they were.
-        num_sent: canvas tokens handed to the client by now.
+        num_sent: tokens handed to the client by now, of the canvas, or with infilling of the whole
+            sequence.
         block: index of the current semi-autoregressive block, the first that is not over.
         block_step: steps done within it, while it was the current one.
         block_masks: masked positions it started with.
@@ -107,7 +108,8 @@ class RequestState:
         tokens = np.full(plan.seq_len, settings.mask_token_id, dtype=np.int32)
         tokens[: plan.prompt_len] = data.prompt_token_ids
         steps = [block.steps for block in plan.blocks]
-        sent = np.array((data.prefill_token_ids or [])[plan.prompt_len :], dtype=np.int32)
+        outputs = (data.prefill_token_ids or [])[plan.prompt_len :]
+        sent = np.array(outputs[plan.prompt_len - plan.first_output :], dtype=np.int32)
         state = cls(
             request_id=data.req_id,
             plan=plan,
@@ -119,7 +121,7 @@ class RequestState:
             tokens=tokens,
             given=tokens != settings.mask_token_id,
             sent=sent,
-            num_sent=sent.size,
+            num_sent=len(outputs),
             _first_steps=np.cumsum([0, *steps]),
             decided_in=np.zeros(plan.seq_len, np.int32) if plan.parameters.show_canvas else None,
             kept=KeptPasses.of_request(data, plan),
@@ -291,24 +293,25 @@ class RequestState:
         )
 
     def take_output(self) -> list[int]:
-        """Canvas tokens that became final since the last call: the client may have them.
+        """Tokens that became final since the last call: the client may have them.
 
         A token never changes once it is decided, and a mask may still become one until the request
         is over; so the final prefix ends before the first mask.
         """
-        prompt_len = self.plan.prompt_len
+        plan, first = self.plan, self.plan.first_output
         if self.finished:
-            end = self.plan.canvas_len
+            end = plan.seq_len
         else:
-            end = self.plan.blocks[self.open_blocks - 1].end
-            # Candidates inside the prompt come first and hold nothing back.
-            first = int(self.candidates.searchsorted(prompt_len))
-            if first < self.candidates.size:
-                end = int(self.candidates[first]) - prompt_len
-        if end <= self.num_sent:
+            end = plan.prompt_len + plan.blocks[self.open_blocks - 1].end
+            # Candidates before the first output come first and hold nothing back.
+            held = int(self.candidates.searchsorted(first))
+            if held < self.candidates.size:
+                end = int(self.candidates[held])
+        start = first + self.num_sent
+        if end <= start:
             return []
-        output: list[int] = self.tokens[prompt_len + self.num_sent : prompt_len + end].tolist()
-        self.num_sent = end
+        output: list[int] = self.tokens[start:end].tolist()
+        self.num_sent = end - first
         return output
 
     def _first_block(self) -> int:
