@@ -6,6 +6,7 @@ from vllm_sparsed.kernels.window_attention.window_tiles import (
     Window,
     WindowTiles,
     num_tiles_bound,
+    split,
 )
 from vllm_sparsed.kernels.window_attention.wrapper import (
     warm_up,
@@ -18,6 +19,7 @@ __all__ = [
     "Window",
     "WindowTiles",
     "num_tiles_bound",
+    "split",
     "warm_up",
     "window_attention",
     "window_attention_torch",

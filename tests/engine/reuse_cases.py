@@ -164,6 +164,7 @@ def run_recorded(
     runner = runner_of(llm)
     recorded = {case.name: Recorded() for case in cases}
     denoise = runner._forward_and_decode
+    faults: list[BaseException] = []
 
     def watch(states: Any, *arguments: Any) -> Any:
         before = [(state.window, NAMES[state.attention], state.judged.copy()) for state in states]
@@ -185,7 +186,11 @@ def run_recorded(
                 }
             )
         if after_pass is not None:
-            after_pass(states)
+            try:
+                after_pass(states)
+            except BaseException as error:
+                # The runner would take it for a fault of the request.
+                faults.append(error)
         return result
 
     runner._forward_and_decode = watch  # type: ignore[method-assign]
@@ -207,4 +212,6 @@ def run_recorded(
             steps += 1
     finally:
         del runner._forward_and_decode
+    if faults:
+        raise faults[0]
     return recorded

@@ -11,7 +11,7 @@ from vllm import LLM, SamplingParams
 from benchmarks.reference.models import ReferenceModel
 from benchmarks.reference.reuse import Reuse, _Loop
 from tests.engine.golden_cases import GOLDEN, MODELS, load_cases
-from tests.engine.inspection import runner_of
+from tests.engine.inspection import Rerun, runner_of
 from tests.engine.reuse_cases import (
     Recorded,
     ReuseCase,
@@ -152,7 +152,7 @@ def test_stored_values_of_every_pass(engine: Callable[[str], LLM], case: ReuseCa
         (state,) = states
         for layer, wanted in enumerate(expected[number]):
             keys, values = split_pages(runner.kv_caches[layer], wanted.shape[-1] // 2)
-            stored = torch.cat((keys, values), dim=-1)[state.pages[0]].flatten(0, 1)
+            stored = torch.cat((keys, values), dim=-1)[state.kept.pages[0]].flatten(0, 1)
             got = stored[: state.plan.seq_len].transpose(0, 1)
             torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-4)
         number += 1
@@ -215,3 +215,30 @@ def test_aborted_requests_leave_no_page(engine: Callable[[str], LLM]) -> None:
         llm.llm_engine.step()
     llm.llm_engine.step()
     assert free_pages(llm) == free
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_window_passes_that_are_recorded_and_replayed(
+    poisoned: Callable[[str], LLM], model: str
+) -> None:
+    """Padded to few sizes, so that windows of other blocks and requests find the same graph."""
+    llm = poisoned(model)
+    runner = runner_of(llm)
+    runner.record_passes(1024, Rerun)
+    try:
+        assert runner.graphs is not None
+        cases = [case for case in load_reuse_cases(model) if "refresh_tokens" in case.params]
+        for case in cases[::3]:
+            check(run_recorded(llm, [case])[case.name], case)
+        alone = runner.graphs.num_replays
+        assert alone > 0
+        runs = run_recorded(llm, cases)
+        for case in cases:
+            check(runs[case.name], case)
+        assert runner.graphs.num_replays > alone
+        padded = [graph.batch for graph in runner.graphs._graphs.values()]
+        sizes = {b.num_tokens for b in padded if next(iter(b.attention.values())).windows}
+        assert sizes and all(size % 32 == 0 for size in sizes)
+    finally:
+        runner.graphs = None
+        runner.packer.pad_windows(0)

@@ -5,18 +5,20 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+import torch
 from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput
-from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from tests.engine.golden_cases import GOLDEN
+from vllm_sparsed.attention.pages import PAGE_SIZE
 from vllm_sparsed.scheduling.scheduler import DenoisingScheduler
 from vllm_sparsed.worker.request_state import RequestState
 from vllm_sparsed.worker.step_output import DenoisingOutput, StepReport
@@ -64,24 +66,37 @@ class SchedulerLoop:
     Attributes:
         steps: engine steps so far that had requests in them.
         steps_of: of each request, the engine steps that it took part in.
+        rows_of: of each request, the rows that each of these computed.
         states: what a worker would know.
         tokens, reasons, outputs: what each client got; of the outputs the last.
         faults: what the worker reports of a request in place of a step.
     """
 
-    def __init__(self, config: VllmConfig) -> None:
-        config.cache_config.num_gpu_blocks = 1
+    def __init__(self, config: VllmConfig, num_pages: int = 0) -> None:
+        """Prepare.
+
+        Args:
+            config: of the engine.
+            num_pages: for keys and values; 0: nothing is kept.
+        """
+        # One block is vLLM's own.
+        config.cache_config.num_gpu_blocks = num_pages + 1
+        spec = FullAttentionSpec(
+            block_size=PAGE_SIZE, num_kv_heads=1, head_size=16, dtype=torch.float32, non_causal=True
+        )
+        groups = [KVCacheGroupSpec(["layer"], spec)] if num_pages else []
         self.scheduler = DenoisingScheduler(
             config,
-            KVCacheConfig(num_blocks=1, kv_cache_tensors=[], kv_cache_groups=[]),
+            KVCacheConfig(num_blocks=num_pages + 1, kv_cache_tensors=[], kv_cache_groups=groups),
             StructuredOutputManager(config),
-            block_size=16,
+            block_size=PAGE_SIZE if num_pages else 16,
             log_stats=True,
         )
         self.budget = self.scheduler.settings.max_batch_tokens
         self.store = self.scheduler.settings.store
         self.steps = 0
         self.steps_of: dict[str, list[int]] = defaultdict(list)
+        self.rows_of: dict[str, list[tuple[int, int]]] = defaultdict(list)
         self.states: dict[str, RequestState] = {}
         self.tokens: dict[str, list[int]] = defaultdict(list)
         self.reasons: dict[str, str] = {}
@@ -132,12 +147,18 @@ class SchedulerLoop:
             if name in self.faults:
                 continue
             state = self.states[name]
-            decided = [-1] * state.candidates.size
+            start, end = state.rows
+            assert output.num_scheduled_tokens[name] >= end - start
+            self.rows_of[name].append(state.rows)
+            decided = [-1] * state.judged.size
             quota = sum(selection.quota for selection in state.selections)
             for i in range(min(quota, len(decided))):
-                decided[i] = 3 + int(state.candidates[i]) % 100
+                decided[i] = 3 + int(state.judged[i]) % 100
             reports[name] = StepReport("dense", len(decided), sum(x >= 0 for x in decided))
-            state.commit(np.array(decided))
+            state.commit(np.array(decided) if state.takes_pass() else None)
+            reports[name].next_tokens = state.next_tokens(self.budget)
+            reports[name].next_is_window = state.window is not None
+        self._check_pages()
         self.steps += 1
         return DenoisingOutput(
             req_ids=names,
@@ -148,12 +169,24 @@ class SchedulerLoop:
             reports={name: report for name, report in reports.items() if name in names},
         )
 
+    def _check_pages(self) -> None:
+        """No page is two sequences', and those of each sequence are all there."""
+        held: list[int] = []
+        for state in self.states.values():
+            if state.kept is not None:
+                for pages in state.kept.pages:
+                    assert len(pages) == -(-state.plan.seq_len // PAGE_SIZE)
+                    held += pages
+        assert len(held) == len(set(held)) and 0 not in held
+
     def assert_empty(self) -> None:
         self.run()
         scheduler = self.scheduler
         scheduler.schedule()
         assert not scheduler.requests and not scheduler.running and not scheduler.waiting
         assert not scheduler._progress
+        free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        assert free == scheduler.kv_cache_config.num_blocks - 1
         assert not self.states
 
 

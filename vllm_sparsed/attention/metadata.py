@@ -1,7 +1,7 @@
 """What one forward pass tells the attention layers about its sequences."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
@@ -16,7 +16,7 @@ from vllm_sparsed.attention.pattern_store import PatternStore
 from vllm_sparsed.device_copy import to_device
 from vllm_sparsed.kernels.block_sparse_attention import QueryTiles
 from vllm_sparsed.kernels.pattern_building import pattern_width
-from vllm_sparsed.kernels.window_attention import Window, WindowTiles
+from vllm_sparsed.kernels.window_attention import Window, WindowTiles, num_tiles_bound
 from vllm_sparsed.planning.crossover import FlashAttention4Range
 
 WINDOW_ORDER: Final = 3
@@ -67,10 +67,15 @@ class DenoisingAttentionMetadata(CommonAttentionMetadata):
 
     The sequences are ordered by `SequencePhase.order`. Other backends read vLLM's fields alone and
     attend densely.
+
+    Attributes:
+        is_padded: whether rows that belong to no sequence come last, and what depends on where the
+            windows lie is to be padded too.
     """
 
     phases: Sequence[SequencePhase] = ()
     store: PatternStore | None = None
+    is_padded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +228,9 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
                 if other
             ),
             slots=common_attn_metadata.slot_mapping if any(p.pages for p in phases) else None,
-            windows=self._windows(sequences[num_whole:]),
+            windows=self._windows(
+                sequences[num_whole:], getattr(common_attn_metadata, "is_padded", False)
+            ),
         )
 
     def _by_fa4(self, start: int, end: int, phase: SequencePhase) -> bool:
@@ -250,18 +257,24 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
         )
 
     def _windows(
-        self, sequences: Sequence[tuple[tuple[int, int], SequencePhase]]
+        self, sequences: Sequence[tuple[tuple[int, int], SequencePhase]], is_padded: bool
     ) -> tuple[WindowGroup, ...]:
         groups: dict[int, list[tuple[tuple[int, int], SequencePhase]]] = {}
         for bounds, phase in sequences:
             groups.setdefault(phase.block_size, []).append((bounds, phase))
-        return tuple(self._window_group(size, group) for size, group in groups.items())
+        return tuple(self._window_group(size, group, is_padded) for size, group in groups.items())
 
     def _window_group(
-        self, block_size: int, group: Sequence[tuple[tuple[int, int], SequencePhase]]
+        self,
+        block_size: int,
+        group: Sequence[tuple[tuple[int, int], SequencePhase]],
+        is_padded: bool,
     ) -> WindowGroup:
         windows = []
-        table = np.zeros((len(group), max(len(phase.pages) for _, phase in group)), dtype=np.int32)
+        shape = len(group), max(len(phase.pages) for _, phase in group)
+        if is_padded:
+            shape = _power_of_two(shape[0]), _power_of_two(shape[1])
+        table = np.zeros(shape, dtype=np.int32)
         for i, ((start, end), phase) in enumerate(group):
             assert phase.window is not None
             first, seq_len = phase.window
@@ -275,8 +288,25 @@ class SparsedMetadataBuilder(AttentionMetadataBuilder[SparsedMetadata]):
                     -(-seq_len // block_size), -(-phase.canvas_len // block_size), phase.select
                 )
             windows.append(Window(start, end - start, first, seq_len, i, rows, most))
+        tile_size = block_size or PAGE_SIZE
+        num_tiles = None
+        if is_padded:
+            # However the windows lie over the query blocks.
+            num_tiles = _power_of_two(
+                sum(num_tiles_bound(end - start, tile_size) for (start, end), _ in group)
+            )
+        tiles = WindowTiles.build(
+            windows, tile_size, self._num_heads, self.device, num_tiles=num_tiles
+        )
+        if is_padded:
+            tiles = replace(tiles, max_splits=_power_of_two(tiles.max_splits))
         return WindowGroup(
-            WindowTiles.build(windows, block_size or PAGE_SIZE, self._num_heads, self.device),
+            tiles,
             to_device(table, self.device),
             has_patterns=block_size > 0,
         )
+
+
+def _power_of_two(number: int) -> int:
+    """The least that is no smaller."""
+    return 1 << (number - 1).bit_length()

@@ -42,8 +42,8 @@ class EngineSettings:
         mask_token_id: the token that marks an undecided position.
         store: size of the pattern store; None where every request stays dense.
         crossover: predicts which attention is faster; None on CPUs, where nothing is predicted.
-        logit_shift: whether row p of the logits decides position p + 1 (Dream).
         graph_tokens: passes of up to so many tokens are recorded as CUDA graphs; 0: none are.
+        logit_shift: whether row p of the logits decides position p + 1 (Dream).
     """
 
     server: ServerSettings
@@ -52,8 +52,8 @@ class EngineSettings:
     mask_token_id: int
     store: PatternStoreSize | None
     crossover: Crossover | None
-    logit_shift: bool
     graph_tokens: int
+    logit_shift: bool = False
 
 
 def uses_sparse_backend(vllm_config: "VllmConfig") -> bool:

@@ -4,7 +4,8 @@ A denoising request repeats the same pass, over prompt and canvas, in every step
 recorded once, at its own size, and launched together from then on: nothing is padded, and each
 kernel gets the arguments that it had, so a replayed pass computes bit for bit what an ordinary one
 does. A graph serves every batch that looks alike to the host; what lies in the batch's tensors is
-copied into the graph's own.
+copied into the graph's own. Window passes, where keys and values are kept, are padded to few sizes
+by the packer, so that a graph serves windows of other requests and places too.
 """
 
 import contextlib
@@ -85,6 +86,7 @@ class PassGraphs:
         # Of each batch that may be recorded: what the host sees of it, and how often it ran.
         self._keys: weakref.WeakKeyDictionary[PackedBatch, Hashable] = weakref.WeakKeyDictionary()
         self._runs: weakref.WeakKeyDictionary[PackedBatch, int] = weakref.WeakKeyDictionary()
+        self._window_runs: OrderedDict[Hashable, int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -105,8 +107,7 @@ class PassGraphs:
             return None
         graph = self._graphs.get(key)
         if graph is None:
-            runs = self._runs[batch] = self._runs.get(batch, 0) + 1
-            if runs <= _RUNS_BEFORE_RECORDING:
+            if self._count_run(batch, key) <= _RUNS_BEFORE_RECORDING:
                 return None
             graph = self._capture(batch, key)
             if graph is None:
@@ -117,6 +118,17 @@ class PassGraphs:
             graph.holds = weakref.ref(batch)
         self.num_replays += 1
         return graph.recorded.replay()
+
+    def _count_run(self, batch: PackedBatch, key: Hashable) -> int:
+        """How often such a pass has run: this very batch, or, as windows move on after some passes
+        to where others have been, any that looks like it."""
+        if not getattr(_metadata(batch), "windows", ()):
+            runs = self._runs[batch] = self._runs.get(batch, 0) + 1
+            return runs
+        self._window_runs[key] = self._window_runs.pop(key, 0) + 1
+        while len(self._window_runs) > 4 * MAX_GRAPHS:
+            self._window_runs.popitem(last=False)
+        return self._window_runs[key]
 
     def capture(self, batch: PackedBatch) -> None:
         """Record the pass of a batch that has just run."""

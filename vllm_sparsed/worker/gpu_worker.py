@@ -2,11 +2,14 @@
 
 from typing import Final
 
+from vllm.config import get_layers_from_vllm_config
+from vllm.model_executor.layers.attention import Attention
 from vllm.platforms import current_platform
 from vllm.utils.import_utils import import_pynvml
 from vllm.utils.mem_utils import MemorySnapshot
 from vllm.v1.worker.gpu_worker import Worker
 
+from vllm_sparsed.kernels import window_attention
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.worker.denoising_worker import DenoisingWorkerMixin
 
@@ -33,8 +36,16 @@ class DenoisingGPUWorker(DenoisingWorkerMixin, Worker):
         return limit
 
     def free_bytes(self, peak: int) -> int:
-        """As of the mixin: what the limit leaves."""
-        return int(self.requested_memory) - peak - SPARE_BYTES
+        """As of the mixin: what the limit leaves, room for window passes of all requests aside."""
+        layers = get_layers_from_vllm_config(self.vllm_config, Attention)
+        layer = next(iter(layers.values()))
+        # A usual window lies in two query blocks.
+        tiles = 2 * self.vllm_config.scheduler_config.max_num_seqs
+        _, splits = window_attention.split(self.model_config.max_model_len, 2 * layer.num_heads)
+        workspace = window_attention.workspace_bytes(
+            tiles, layer.num_heads, layer.head_size, splits
+        )
+        return int(self.requested_memory) - peak - workspace - SPARE_BYTES
 
     def memory_before(self) -> tuple[MemorySnapshot | None, int]:
         return self.init_snapshot, self._context_bytes

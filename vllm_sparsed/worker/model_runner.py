@@ -160,6 +160,7 @@ class DenoisingModelRunner(RunnerInterface):
     def record_passes(self, max_tokens: int, record: Recorder) -> None:
         """From now on record passes of up to so many tokens and replay them."""
         layers = get_layers_from_vllm_config(self.vllm_config, Attention)
+        self.packer.pad_windows(min(max_tokens, self.settings.max_batch_tokens))
         self.graphs = PassGraphs(
             self.run_model, list(layers.values()), self._tokens.token_ids, max_tokens, record
         )

@@ -15,7 +15,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec
 
 from vllm_sparsed.attention.metadata import DenoisingAttentionMetadata, SequencePhase
-from vllm_sparsed.attention.pages import page_slots
+from vllm_sparsed.attention.pages import NO_SLOT, page_slots
 from vllm_sparsed.attention.pattern_store import PatternStore
 from vllm_sparsed.device_copy import to_device
 from vllm_sparsed.planning.crossover import FlashAttention4Range
@@ -45,7 +45,7 @@ class PackedBatch:
     Attributes:
         sequences: in packed order.
         starts: first packed row of each sequence, by request id and sequence index.
-        num_tokens: tokens of all sequences.
+        num_tokens: tokens of all sequences, and rows that only pad.
         positions: int64 [tokens] on the device, position within the sequence.
         attention: metadata by layer name, as vLLM's forward context wants it.
     """
@@ -61,7 +61,10 @@ class PackedBatch:
         tokens = [
             state.sequence_tokens(index)[slice(*state.rows)] for state, index in self.sequences
         ]
-        np.concatenate(tokens, out=out)
+        num_rows = sum(len(some) for some in tokens)
+        np.concatenate(tokens, out=out[:num_rows])
+        # Rows that only pad: any token will do, nobody reads what comes of it.
+        out[num_rows:] = 0
 
 
 class BatchPacker:
@@ -85,6 +88,13 @@ class BatchPacker:
         self._store = store
         self._device = device
         self._batches: OrderedDict[_BatchKey, PackedBatch] = OrderedDict()
+        self._max_padded = 0
+
+    def pad_windows(self, max_tokens: int) -> None:
+        """From now on pad window passes of up to so many tokens, so that those of other sizes and
+        of other places find the same CUDA graph."""
+        self._max_padded = max_tokens
+        self._batches.clear()
 
     def use_flash_attention_4(self, fa4: FlashAttention4Range | None) -> None:
         """From now on let FlashAttention 4 attend where it is chosen; None: nowhere."""
@@ -120,8 +130,11 @@ class BatchPacker:
     ) -> PackedBatch:
         lengths = [end - start for start, end in (state.rows for state, _ in sequences)]
         starts = itertools.accumulate(lengths, initial=0)
+        padded = 0
+        if all(phase.window is not None for phase in phases):
+            padded = padded_rows(sum(lengths))
         return replace(
-            self.batch(lengths, phases),
+            self.batch(lengths, phases, padded if padded <= self._max_padded else 0),
             sequences=tuple(sequences),
             starts={
                 (s.request_id, i): start for (s, i), start in zip(sequences, starts, strict=False)
@@ -133,14 +146,17 @@ class BatchPacker:
         batch = self.batch(lengths, [SequencePhase(canvas_len=length) for length in lengths])
         return batch.positions, batch.attention
 
-    def batch(self, lengths: Sequence[int], phases: Sequence[SequencePhase]) -> PackedBatch:
+    def batch(
+        self, lengths: Sequence[int], phases: Sequence[SequencePhase], padded: int = 0
+    ) -> PackedBatch:
         """Sequences that belong to no request.
 
         Args:
             lengths: rows of each sequence that are computed.
             phases: how each attends, in the order of `SequencePhase.order`.
+            padded: of a pass of windows alone, the rows that it is padded to; 0: to none.
         """
-        metadata = self._metadata(np.array(lengths, dtype=np.int32), phases)
+        metadata = self._metadata(np.array(lengths, dtype=np.int32), phases, padded)
         assert metadata.positions is not None
         return PackedBatch(
             sequences=(),
@@ -151,7 +167,7 @@ class BatchPacker:
         )
 
     def _metadata(
-        self, lengths: npt.NDArray[np.int32], phases: Sequence[SequencePhase]
+        self, lengths: npt.NDArray[np.int32], phases: Sequence[SequencePhase], padded: int
     ) -> DenoisingAttentionMetadata:
         start_loc = np.zeros(len(lengths) + 1, dtype=np.int32)
         np.cumsum(lengths, out=start_loc[1:])
@@ -172,6 +188,11 @@ class BatchPacker:
                 for phase, first, length in zip(phases, firsts, lengths.tolist(), strict=True)
             ]
         )
+        if padded:
+            more = padded - num_tokens
+            positions = np.concatenate((positions, np.zeros(more, dtype=np.int64)))
+            slots = np.concatenate((slots, np.full(more, NO_SLOT, dtype=np.int64)))
+            num_tokens = padded
         device = self._device
         return DenoisingAttentionMetadata(
             query_start_loc=to_device(start_loc, device),
@@ -190,4 +211,11 @@ class BatchPacker:
             positions=to_device(positions, device),
             phases=phases,
             store=self._store,
+            is_padded=padded > 0,
         )
+
+
+def padded_rows(num_rows: int) -> int:
+    """Rows of a pass of windows once it is padded: few sizes, and little work added."""
+    step = 32 if num_rows <= 256 else 128
+    return -(-num_rows // step) * step
