@@ -304,8 +304,8 @@ class DenoisingScheduler(Scheduler):
             self._carried = 0
         else:
             used = sum(self._progress[r.request_id].next_tokens for r in others)
-            # At the least the engine steps are counted, where windows take all of the budget.
-            self._carried += max(1, left - used)
+            # At the least its share, where windows take all of the budget.
+            self._carried += max(left - used, budget // len(self.running))
         taking_part = {*(r.request_id for r in chosen), *(r.request_id for r in others)}
         return [request for request in self.running if request.request_id in taking_part]
 
