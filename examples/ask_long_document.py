@@ -36,7 +36,7 @@ from small_model.tasks import (
     make_document,
 )
 
-SMALL_MODEL: Final = Path(__file__).resolve().parents[1] / "llada-retrieval-5m"
+SMALL_MODEL: Final = Path(__file__).resolve().parents[1] / "llada-yardstick-6m"
 LOG_TAIL: Final = 40  # lines of the server's log that a failure shows
 SHOWN_LINES: Final = 3  # of the document's beginning
 WARM_UP_STEPS: Final = 3  # two dense ones, the second with the patterns, and a sparse one

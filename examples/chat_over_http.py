@@ -2,7 +2,7 @@
 
 Start the server first, for instance
 
-    vllm serve llada-retrieval-5m --attention-backend sparsed
+    vllm serve llada-yardstick-6m --attention-backend sparsed
 """
 
 import argparse

@@ -11,7 +11,7 @@ from typing import Any, Final
 from vllm import LLM, SamplingParams
 
 # This repository's own: it knows no other words than those of its documents.
-SMALL_MODEL = str(Path(__file__).resolve().parents[1] / "llada-retrieval-5m")
+SMALL_MODEL = str(Path(__file__).resolve().parents[1] / "llada-yardstick-6m")
 # Facts that no model knows: the answer can only come from the text.
 QUESTION = (
     "The access code of the amber lantern is 905714263815.\n"

@@ -16,7 +16,7 @@ from small_model.training.curriculum import STAGES
 from small_model.training.tokenizer import train_tokenizer
 from small_model.training.train import Settings
 
-MODEL = Path(__file__).resolve().parents[2] / "llada-retrieval-5m"
+MODEL = Path(__file__).resolve().parents[2] / "llada-yardstick-6m"
 LENGTH = 768
 # SparseD's released settings for short contexts.
 SPARSE = Setting(select=0.5, skip=0.2, block_size=32)
