@@ -7,13 +7,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup test test-kernels test-units test-engines lint type-check test-gpu demo clean
+.PHONY: help setup test test-kernels test-units test-engines lint type-check docs wheel test-gpu demo clean
 
 help:
 	@echo "make setup     create or complete $(VENV)"
 	@echo "make test      set-up, then ruff, mypy, pytest"
 	@echo "make test-gpu  set-up, then the tests that need a CUDA device"
 	@echo "make demo      set-up, then serve the small model and ask it about a long document"
+	@echo "make docs      set-up, then build the documentation into site/"
+	@echo "make wheel     set-up, then build sdist and wheel into dist/"
 	@echo "make clean     remove $(VENV) and what builds and tools leave behind"
 
 setup: $(STAMP)
@@ -30,9 +32,16 @@ lint: setup
 type-check: setup
 	$(BIN)/mypy
 
+# Strict: a link that leads nowhere is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+wheel: setup
+	$(BIN)/python -c "from setuptools import build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
+
 # One after the other: a server's processes and their client starve beside the kernels' tests on two
 # cores, and tests that look at a running request come too late.
-test: lint type-check
+test: lint type-check docs
 	$(MAKE) test-kernels
 	$(MAKE) test-units
 	$(MAKE) test-engines
@@ -43,7 +52,7 @@ PYTEST := $(BIN)/python -m pytest
 IN_PARALLEL := -n auto --maxprocesses 8
 # No servers, and no clock that a busy machine could upset.
 UNITS := tests/config tests/decoding tests/models tests/packaging tests/planning tests/quality tests/reference \
-	$(wildcard tests/test_*.py)
+	tests/worker $(wildcard tests/test_*.py)
 
 # Triton kernels run in its interpreter, which must be chosen before Triton is imported; it uses one
 # core, so there are as many processes as cores.
@@ -64,5 +73,5 @@ demo: setup
 	$(BIN)/python examples/ask_long_document.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

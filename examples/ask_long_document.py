@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,16 +62,17 @@ class Counters:
     @classmethod
     def parse(cls, page: str) -> "Counters":
         """Read them from a page in Prometheus' text format; one that is missing counts as 0."""
-        values = {
-            (sample.name, sample.labels.get("attention")): float(sample.value)
-            for family in text_string_to_metric_families(page)
-            for sample in family.samples
-        }
+        values: defaultdict[tuple[str, str | None], float] = defaultdict(float)
+        for family in text_string_to_metric_families(page):
+            for sample in family.samples:
+                values[sample.name, sample.labels.get("attention")] += sample.value
+        steps = "vllm:diffusion_num_denoising_steps_total"
         return cls(
-            dense=values.get(("vllm:denoising_steps_total", "dense"), 0.0),
-            sparse=values.get(("vllm:denoising_steps_total", "sparse"), 0.0),
-            kept=values.get(("vllm:sparsed_kept_blocks_total", None), 0.0),
-            candidates=values.get(("vllm:sparsed_candidate_blocks_total", None), 0.0),
+            # The step in which the patterns are built is a dense one.
+            dense=values[steps, "dense"] + values[steps, "building"],
+            sparse=values[steps, "sparse"],
+            kept=values["vllm:sparsed_kept_blocks_total", None],
+            candidates=values["vllm:sparsed_candidate_blocks_total", None],
         )
 
     def __sub__(self, earlier: "Counters") -> "Counters":

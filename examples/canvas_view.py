@@ -13,9 +13,10 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vllm_sparsed.shown_canvas import ShownCanvas, token_texts
 
 # This repository's own: it knows no other words than those of its documents.
 SMALL_MODEL = str(Path(__file__).resolve().parents[1] / "llada-yardstick-6m")
@@ -27,19 +28,9 @@ QUESTION = (
     "The access code of the hidden garden is 759238610427.\n"
     "What is the access code of the quiet harbor?"
 )
-MASK, END = "░", "·"  # an undecided position, a special token such as the end of the turn
+MASK = "░"  # an undecided position
 FRESH, PLAIN = "\x1b[7m", "\x1b[0m"  # what the last step decided, in reverse video
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
-
-
-@dataclass(frozen=True, slots=True)
-class Canvas:
-    """The canvas after `step` of `steps` steps; a token that is None is still a mask."""
-
-    step: int
-    steps: int
-    sparse: bool
-    tokens: tuple[int | None, ...]
 
 
 def main() -> None:
@@ -64,13 +55,9 @@ def main() -> None:
         attention_backend="sparsed",
         max_model_len=options.max_model_len,
         dtype=options.dtype,
+        additional_config={"diffusion": {"show_canvas": True}},
     )
     tokenizer = llm.get_tokenizer()
-    special = set(tokenizer.all_special_ids)
-
-    def text(token: int) -> str:
-        return END if token in special else tokenizer.decode([token])
-
     parameters = SamplingParams(
         max_tokens=options.max_tokens,
         temperature=0,
@@ -78,6 +65,7 @@ def main() -> None:
         extra_args={
             "diffusion_steps": options.steps,
             "diffusion_block_length": options.block_length or options.max_tokens,
+            "diffusion_show_canvas": True,
         },
     )
     prompt = tokenizer.apply_chat_template(
@@ -85,38 +73,23 @@ def main() -> None:
         add_generation_prompt=True,
         return_dict=False,
     )
-    show(canvases(llm, prompt, parameters), text, options.delay)
+    show(canvases(llm, prompt, parameters), token_texts(tokenizer), options.delay)
 
 
-def canvases(llm: Any, prompt: list[int], parameters: Any) -> Iterator[Canvas]:
+def canvases(llm: Any, prompt: list[int], parameters: Any) -> Iterator[ShownCanvas]:
     """Run one request and yield its canvas after every engine step."""
     engine = llm.llm_engine
     engine.add_request("viewed", {"prompt_token_ids": prompt}, parameters)
     while engine.has_unfinished_requests():
         engine.step()
-        yield from llm.collective_rpc(observe)[0]
+        for fields in llm.collective_rpc("shown_canvases", args=("viewed",))[0]:
+            yield ShownCanvas(**fields)
 
 
-def observe(worker: Any) -> list[Canvas]:
-    """In a worker: the canvas of every request that runs."""
-    return [
-        Canvas(
-            step=state.step,
-            steps=state.plan.num_steps,
-            sparse=state.plan.is_sparse_step(state.step - 1),
-            tokens=tuple(
-                None if token == state.mask_token_id else token
-                for token in state.tokens[state.plan.prompt_len :].tolist()
-            ),
-        )
-        for state in worker.model_runner.requests.values()
-    ]
-
-
-def show(pictures: Iterator[Canvas], text: Callable[[int], str], delay: float) -> None:
+def show(pictures: Iterator[ShownCanvas], text: Callable[[int], str], delay: float) -> None:
     """Draw each canvas over the one before it; a line for each where there is no terminal."""
     terminal = sys.stdout.isatty()
-    previous: Canvas | None = None
+    previous: ShownCanvas | None = None
     drawn = 0
     if terminal:
         print(end=HIDE_CURSOR)
@@ -137,7 +110,10 @@ def show(pictures: Iterator[Canvas], text: Callable[[int], str], delay: float) -
 
 
 def render(
-    canvas: Canvas, previous: Canvas | None, text: Callable[[int], str], width: int | None = None
+    canvas: ShownCanvas,
+    previous: ShownCanvas | None,
+    text: Callable[[int], str],
+    width: int | None = None,
 ) -> list[str]:
     """Lines of a picture: the step, then the canvas.
 
@@ -147,16 +123,15 @@ def render(
         text: of a token.
         width: columns of the terminal; None: the canvas is one line.
     """
-    kind = "sparse" if canvas.sparse else "dense"
-    decided = sum(token is not None for token in canvas.tokens)
-    head = f"step {canvas.step:3}/{canvas.steps} {kind:6} {decided:3}/{len(canvas.tokens)} decided"
+    kind = "sparse" if canvas.is_sparse else "dense"
+    head = (
+        f"step {canvas.step:3}/{canvas.steps} {kind:6} "
+        f"{canvas.num_decided:3}/{len(canvas.tokens)} decided"
+    )
     earlier: Sequence[int | None] = previous.tokens if previous else (None,) * len(canvas.tokens)
     lines, column = [""], 0
     for token, before in zip(canvas.tokens, earlier, strict=True):
-        # A line break or tab inside a token would spoil the picture.
-        cell = (
-            MASK if token is None else "".join(c if c.isprintable() else "⏎" for c in text(token))
-        )
+        cell = MASK if token is None else text(token)
         columns = sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in cell)
         if width is not None and column + columns > width and column:
             lines.append("")

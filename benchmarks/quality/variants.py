@@ -97,8 +97,8 @@ class _FreshPacker(BatchPacker, ABC):
 class EveryStepPacker(_FreshPacker):
     """Every sequence builds its pattern anew in every sparse step."""
 
-    def pack(self, sequences: Sequence[PackedSequence], pass_index: int) -> PackedBatch:
-        return self._mark(super().pack(sequences, pass_index))
+    def pack(self, sequences: Sequence[PackedSequence]) -> PackedBatch:
+        return self._mark(super().pack(sequences))
 
     def _marked_metadata(self, batch: PackedBatch, metadata: SparsedMetadata) -> FreshMetadata:
         fresh = []
@@ -122,7 +122,7 @@ class EveryStepPacker(_FreshPacker):
 class FromStartPacker(_FreshPacker):
     """Every sequence builds its pattern in step 0 and uses it from there on."""
 
-    def pack(self, sequences: Sequence[PackedSequence], pass_index: int) -> PackedBatch:
+    def pack(self, sequences: Sequence[PackedSequence]) -> PackedBatch:
         assert self._store is not None
         for state, index in sequences:
             if state.step == 0 and index == 0 and state.plan.pattern_step > 0:
@@ -131,7 +131,7 @@ class FromStartPacker(_FreshPacker):
                     self._store.allocate(rows) for _ in range(state.plan.num_sequences)
                 ]
                 state.plan = replace(state.plan, pattern_step=0)
-        return self._mark(super().pack(sequences, pass_index))
+        return self._mark(super().pack(sequences))
 
     def _marked_metadata(self, batch: PackedBatch, metadata: SparsedMetadata) -> FreshMetadata:
         if not metadata.builds:

@@ -47,7 +47,9 @@ class Step:
         before: int64 [L], the tokens that the forward pass saw.
         positions: those that were unmasked, ascending.
         tokens: what they became.
-        order_margin: confidence of the last position unmasked minus that of the first one left.
+        order_margin: confidence of the last position unmasked minus that of the first one left;
+            with a pace the smallest change of a confidence, an entropy or a sum of entropies that
+            would decide otherwise.
         token_margin: smallest distance from a token chosen to the runner-up, in logits (with the
             noise, where tokens are drawn).
     """
@@ -106,18 +108,19 @@ def generate_llada(
     steps: int,
     block_length: int,
     alg: str = "low_confidence",
-    earlier_blocks: bool = False,
 ) -> list[Step]:
     """LLaDA's semi-autoregressive loop.
+
+    What is still masked in earlier blocks stays a candidate; the counts are of the current block's
+    own masks.
 
     Args:
         request: the sequence.
         steps: of the whole request.
         block_length: tokens of a block.
         alg: low_confidence or random.
-        earlier_blocks: whether positions of earlier blocks that are still masked may be unmasked.
     """
-    loop = _Loop(request)
+    loop = Loop(request)
     prompt_masks = len(loop.masked(0, loop.prompt_len))
     first, step = 0, 0
     for end, block_steps in llada_blocks(request.canvas_len, block_length, steps, prompt_masks):
@@ -125,7 +128,7 @@ def generate_llada(
         masks = len(loop.masked(first, stop))
         for index in range(block_steps):
             count = masks // block_steps + (index < masks % block_steps)
-            eligible = loop.masked(0 if earlier_blocks else first, stop)
+            eligible = loop.masked(0, stop)
             logits = loop.rows(step, eligible)
             scores = loop.scores(logits, step, eligible)
             candidates = scores.argmax(dim=-1)
@@ -148,7 +151,7 @@ def generate_dream(request: Request, *, steps: int, alg: str, eps: float = 1e-3)
         alg: origin, maskgit_plus, topk_margin or entropy.
         eps: last time of the schedule.
     """
-    loop = _Loop(request)
+    loop = Loop(request)
     times = torch.linspace(1, eps, steps + 1)
     for step in range(steps):
         eligible = loop.masked(0, len(loop.tokens))
@@ -219,8 +222,8 @@ _CONFIDENCE = {
 }
 
 
-class _Loop:
-    """The tokens of a request and what both loops do with them."""
+class Loop:
+    """The tokens of a request and what all loops do with them."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -289,19 +292,26 @@ class _Loop:
             confidence = confidence.double() / sampling.alg_temp - (-uniforms.log()).log()
         count = min(count, len(positions))
         ranked, order = confidence.sort(descending=True, stable=True)
-        chosen = order[:count].sort().values
+        margin = torch.inf
+        if 0 < count < len(positions):
+            margin = float(ranked[count - 1] - ranked[count])
+        self.write(step, positions, order[:count].sort().values, scores, margin)
+
+    def write(
+        self, index: int, positions: Tensor, chosen: Tensor, scores: Tensor, order_margin: float
+    ) -> None:
+        """Unmask some of the positions, `chosen` ascending indices of them."""
+        tokens = scores.argmax(dim=-1)[chosen]
         before = self.tokens.clone()
-        self.tokens[positions[chosen]] = candidates[chosen]
+        self.tokens[positions[chosen]] = tokens
         best = scores[chosen].topk(2, dim=-1).values
         self.steps.append(
             Step(
-                index=step,
+                index=index,
                 before=before,
                 positions=tuple(positions[chosen].tolist()),
-                tokens=tuple(candidates[chosen].tolist()),
-                order_margin=float(ranked[count - 1] - ranked[count])
-                if 0 < count < len(positions)
-                else torch.inf,
-                token_margin=float((best[:, 0] - best[:, 1]).min()) if count else torch.inf,
+                tokens=tuple(tokens.tolist()),
+                order_margin=order_margin,
+                token_margin=float((best[:, 0] - best[:, 1]).min()) if len(chosen) else torch.inf,
             )
         )

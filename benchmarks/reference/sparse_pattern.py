@@ -57,6 +57,43 @@ class SparseSequence:
         return self.model.logits(tokens, masks)[0]
 
 
+@dataclass(slots=True)
+class PacedSparseSequence:
+    """The same where the number of passes is not known: progress is what is decided.
+
+    A pass is dense while less than `skip` of the canvas is decided; the first one that begins at or
+    above it, never the first of all, builds the patterns, later ones are sparse.
+
+    Attributes:
+        mask_token_id: of an undecided position.
+        built_in: passes before the one that built the patterns.
+    """
+
+    model: ReferenceModel
+    canvas_len: int
+    mask_token_id: int
+    settings: SparseSettings | None = None
+    patterns: list[Tensor] | None = field(default=None, init=False)
+    passes: int = field(default=0, init=False)
+    built_in: int | None = field(default=None, init=False)
+
+    def logits(self, tokens: Tensor, step: int) -> Tensor:
+        """Logits [L, vocabulary] of the tokens [L]; the step is not needed."""
+        self.passes += 1
+        if self.settings is not None and self.patterns is not None:
+            masks = [token_mask(p, len(tokens), self.settings.block_size) for p in self.patterns]
+            return self.model.logits(tokens, masks)[0]
+        logits, layers = self.model.logits(tokens)
+        canvas = tokens[len(tokens) - self.canvas_len :]
+        decided = int((canvas != self.mask_token_id).sum()) / self.canvas_len
+        if self.settings is not None and self.passes > 1 and decided >= self.settings.skip:
+            self.built_in = self.passes - 1
+            self.patterns = [
+                block_pattern(layer, self.canvas_len, self.settings) for layer in layers
+            ]
+        return logits
+
+
 def block_pattern(layer: LayerAttention, canvas_len: int, settings: SparseSettings) -> Tensor:
     """Kept blocks of one layer, bool [heads, query blocks, key blocks]."""
     block_size = settings.block_size

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,8 +31,16 @@ def vllm_command() -> list[str]:
 
 
 @contextlib.contextmanager
-def served(model: Path, options: Sequence[str], log: Path) -> Iterator[str]:
+def served(
+    model: Path, options: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Run a server on a free port of this machine; yields its address without /v1.
+
+    Args:
+        model: folder that it serves.
+        options: of `vllm serve`.
+        log: file for what it prints.
+        environment: variables that it has beside this process's.
 
     Raises:
         ServerError: it ended while starting, or took longer than START_LIMIT; holds the end of its
@@ -50,7 +58,7 @@ def served(model: Path, options: Sequence[str], log: Path) -> Iterator[str]:
             command,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", **(environment or {})},
             start_new_session=True,
         )
     address = f"http://127.0.0.1:{port}"

@@ -1,5 +1,6 @@
-"""Which masked rows of each request become tokens: the most confident ones."""
+"""Which candidates become tokens: of each group the most confident ones, as its rule says."""
 
-from vllm_sparsed.kernels.confidence_ranking.wrapper import RankedRows, decide_rows
+from vllm_sparsed.kernels.confidence_ranking.configs import NOT_FINITE, UNDECIDED, Rule
+from vllm_sparsed.kernels.confidence_ranking.wrapper import Groups, decide
 
-__all__ = ["RankedRows", "decide_rows"]
+__all__ = ["NOT_FINITE", "UNDECIDED", "Groups", "Rule", "decide"]

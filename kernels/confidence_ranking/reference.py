@@ -1,30 +1,48 @@
-"""The decision in plain Python, request by request."""
+"""The decision in plain Python, group by group."""
 
+import math
 from collections.abc import Sequence
 
+from vllm_sparsed.kernels.confidence_ranking.configs import NOT_FINITE, UNDECIDED, Rule
 
-def decide_rows_reference(
-    candidates: Sequence[int],
+
+def decide_reference(
+    tokens: Sequence[int],
     confidences: Sequence[float],
-    first_row: Sequence[int],
-    num_to_unmask: Sequence[int],
+    first: Sequence[int],
+    rules: Sequence[int],
+    quotas: Sequence[int],
+    bounds: Sequence[float],
+    mask_token_id: int,
     passes: Sequence[bool] | None = None,
 ) -> list[int]:
-    """The candidate of each row that is unmasked, -1 for the others.
+    """What each candidate is decided to be, UNDECIDED or NOT_FINITE.
 
     Args:
-        candidates, confidences: of the rows; a confidence that is not a number is the highest.
-        first_row: [requests + 1], where each request's rows begin, and their number.
-        num_to_unmask: [requests], how many of its most confident rows are considered, the first
-            ones among equals.
-        passes: whether a considered row is unmasked; None: all are.
+        tokens, confidences: of the candidates.
+        first: [groups + 1], where each group's candidates begin, and their number.
+        rules, quotas, bounds: [groups], see `Rule`.
+        mask_token_id: passed over with every rule but COUNT.
+        passes: whether a candidate that is to be decided is; None: all are.
     """
-    decided = [-1] * len(candidates)
-    for request, count in enumerate(num_to_unmask):
-        rows = range(first_row[request], first_row[request + 1])
-        # NaN differs from itself.
-        ranked = sorted(rows, key=lambda r: (confidences[r] == confidences[r], -confidences[r], r))
-        for row in ranked[:count]:
-            if passes is None or passes[row]:
-                decided[row] = candidates[row]
+    decided = [NOT_FINITE if math.isnan(c) else UNDECIDED for c in confidences]
+    for group, (rule, quota, bound) in enumerate(zip(rules, quotas, bounds, strict=True)):
+        members = [
+            i
+            for i in range(first[group], first[group + 1])
+            if not math.isnan(confidences[i]) and (rule == Rule.COUNT or tokens[i] != mask_token_id)
+        ]
+        sum_before = 0.0
+        for rank, i in enumerate(sorted(members, key=lambda i: (-confidences[i], i))):
+            confidence = confidences[i]
+            within = {
+                Rule.COUNT: False,
+                Rule.THRESHOLD: confidence >= bound,
+                Rule.FACTOR: confidence >= 1 - bound / (rank + 2),
+                Rule.ENTROPY_BOUND: confidence > -math.inf and sum_before <= bound,
+                Rule.ENTROPY_THRESHOLD: -confidence < bound,
+            }[Rule(rule)]
+            sum_before += max(0.0, -confidence)
+            if (rank < quota or within) and (passes is None or passes[i]):
+                decided[i] = tokens[i]
     return decided

@@ -2,94 +2,115 @@
 
 import os
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 
-from vllm_sparsed.kernels.confidence_ranking.torch_path import decide_rows_torch
-
-BLOCK_ROWS: Final = 32
-BLOCK_OTHERS: Final = 256
-NUM_WARPS: Final = 4
-MAX_KERNEL_ROWS: Final = 8192
-"""More rows are sorted: the kernel compares each with all others of its request."""
+from vllm_sparsed.kernels.confidence_ranking.configs import (
+    BLOCK_CANDIDATES,
+    BLOCK_OTHERS,
+    ENTROPY_UNIT,
+    MAX_KERNEL_CANDIDATES,
+    NUM_WARPS,
+)
+from vllm_sparsed.kernels.confidence_ranking.torch_path import decide_torch
 
 
 @dataclass(frozen=True, slots=True)
-class RankedRows:
-    """Rows of several requests, those of a request together.
+class Groups:
+    """Candidates that compete with each other, those of a group together.
 
     Attributes:
-        request: int64 [rows], ascending index of each row's request.
-        first_row: int64 [requests + 1], where each request's rows begin, and their number.
-        num_to_unmask: int64 [requests], how many of its most confident rows are considered.
-        order: int64 [rows], a permutation: where each row's decision goes; None: to its place.
+        group: int64 [candidates], ascending index of each candidate's group.
+        first: int64 [groups + 1], where each group's candidates begin, and their number.
+        rule: int64 [groups], see `Rule`; None: COUNT everywhere.
+        quota: int64 [groups], how many of its most confident candidates are decided by any rule.
+        bound: float64 [groups], of its rule; None where `rule` is.
     """
 
-    request: Tensor
-    first_row: Tensor
-    num_to_unmask: Tensor
-    order: Tensor | None = None
+    group: Tensor
+    first: Tensor
+    quota: Tensor
+    rule: Tensor | None = None
+    bound: Tensor | None = None
 
 
-def decide_rows(
-    candidates: Tensor,
+def decide(
+    tokens: Tensor,
     confidence: Tensor,
-    rows: RankedRows,
+    groups: Groups,
+    mask_token_id: int,
     *,
     uniforms: Tensor | None = None,
     probability: Tensor | None = None,
+    order: Tensor | None = None,
 ) -> Tensor:
-    """Decide which rows are unmasked: each request's most confident ones, the first among equals.
+    """Decide which candidates become tokens: each group's most confident ones, as its rule says.
 
     CUDA tensors (and any tensor under Triton's interpreter) go to one Triton kernel, CPU tensors
-    and more than `MAX_KERNEL_ROWS` rows to PyTorch's sorts. Nothing waits for the device.
+    and more than `MAX_KERNEL_CANDIDATES` candidates to PyTorch's sorts. Nothing waits for the
+    device. What a group decides depends on that group alone.
 
     Args:
-        candidates: int64 [rows], tokens.
-        confidence: float32 or float64 [rows]; not a number is the highest.
-        rows: whose rows they are.
-        uniforms, probability: float64 [rows] and [requests]: a row is unmasked only where its
-            number is below its request's probability. Both or neither.
+        tokens: int64 [candidates], what each would become.
+        confidence: float32 or float64 [candidates]; among equals the first is the most confident.
+        groups: whose candidates they are.
+        mask_token_id: a token that every rule but COUNT passes over.
+        uniforms, probability: float64 [candidates] and [groups]: a candidate is decided only where
+            its number is below its group's probability. Both or neither.
+        order: int64 [candidates], a permutation: where each decision goes; None: to its place.
 
     Returns:
-        int64 [rows]: the candidate of each row that is unmasked, -1 for the others.
+        int64 [candidates]: the token of each candidate that is decided, NOT_FINITE where the
+        confidence is not a number, else UNDECIDED.
 
     Raises:
         ValueError: an argument has a wrong shape or dtype.
     """
-    _check(candidates, confidence, rows, uniforms, probability)
-    num_rows = candidates.shape[0]
-    out = torch.empty_like(candidates)
-    if num_rows == 0:
+    _check(tokens, confidence, groups, uniforms, probability, order)
+    num_candidates = tokens.shape[0]
+    out = torch.empty_like(tokens)
+    if num_candidates == 0:
         return out
-    through_kernel = candidates.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    if not through_kernel or num_rows > MAX_KERNEL_ROWS:
+    through_kernel = tokens.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    if not through_kernel or num_candidates > MAX_KERNEL_CANDIDATES:
         passes = None
         if uniforms is not None and probability is not None:
-            passes = uniforms < probability[rows.request]
-        tokens = decide_rows_torch(
-            candidates, confidence, rows.request, rows.first_row, rows.num_to_unmask, passes
+            passes = uniforms < probability[groups.group]
+        decided = decide_torch(
+            tokens,
+            confidence,
+            groups.group,
+            groups.first,
+            torch.zeros_like(groups.quota) if groups.rule is None else groups.rule,
+            groups.quota,
+            groups.quota.double() if groups.bound is None else groups.bound,
+            mask_token_id,
+            passes,
         )
-        return tokens if rows.order is None else out.scatter_(0, rows.order, tokens)
+        return decided if order is None else out.scatter_(0, order, decided)
 
-    from vllm_sparsed.kernels.confidence_ranking.kernel import decide_rows_kernel
+    from vllm_sparsed.kernels.confidence_ranking.kernel import decide_kernel
 
-    decide_rows_kernel[(-(-num_rows // BLOCK_ROWS),)](
-        candidates,
+    decide_kernel[(-(-num_candidates // BLOCK_CANDIDATES),)](
+        tokens,
         confidence,
-        rows.request,
-        rows.first_row,
-        rows.num_to_unmask,
+        groups.group,
+        groups.first,
+        groups.quota if groups.rule is None else groups.rule,
+        groups.quota,
+        confidence if groups.bound is None else groups.bound,
         confidence if uniforms is None else uniforms,
         confidence if probability is None else probability,
-        candidates if rows.order is None else rows.order,
+        tokens if order is None else order,
         out,
-        num_rows,
+        num_candidates,
+        mask_token_id,
+        HAS_RULES=groups.rule is not None,
         HAS_CHANCE=uniforms is not None,
-        HAS_ORDER=rows.order is not None,
-        BLOCK_ROWS=BLOCK_ROWS,
+        HAS_ORDER=order is not None,
+        ENTROPY_UNIT=ENTROPY_UNIT,
+        BLOCK_CANDIDATES=BLOCK_CANDIDATES,
         BLOCK_OTHERS=BLOCK_OTHERS,
         num_warps=NUM_WARPS,
     )
@@ -97,26 +118,31 @@ def decide_rows(
 
 
 def _check(
-    candidates: Tensor,
+    tokens: Tensor,
     confidence: Tensor,
-    rows: RankedRows,
+    groups: Groups,
     uniforms: Tensor | None,
     probability: Tensor | None,
+    order: Tensor | None,
 ) -> None:
-    num_rows, num_requests = candidates.numel(), rows.num_to_unmask.numel()
+    num_candidates, num_groups = tokens.numel(), groups.quota.numel()
     if confidence.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"confidence must be float32 or float64, got {confidence.dtype}")
     if (uniforms is None) != (probability is None):
         raise ValueError("uniforms and probability go together")
+    if (groups.rule is None) != (groups.bound is None):
+        raise ValueError("groups.rule and groups.bound go together")
     expected = (
-        ("candidates", candidates, num_rows, torch.int64),
-        ("confidence", confidence, num_rows, confidence.dtype),
-        ("rows.request", rows.request, num_rows, torch.int64),
-        ("rows.first_row", rows.first_row, num_requests + 1, torch.int64),
-        ("rows.num_to_unmask", rows.num_to_unmask, num_requests, torch.int64),
-        ("rows.order", rows.order, num_rows, torch.int64),
-        ("uniforms", uniforms, num_rows, torch.float64),
-        ("probability", probability, num_requests, torch.float64),
+        ("tokens", tokens, num_candidates, torch.int64),
+        ("confidence", confidence, num_candidates, confidence.dtype),
+        ("groups.group", groups.group, num_candidates, torch.int64),
+        ("groups.first", groups.first, num_groups + 1, torch.int64),
+        ("groups.rule", groups.rule, num_groups, torch.int64),
+        ("groups.quota", groups.quota, num_groups, torch.int64),
+        ("groups.bound", groups.bound, num_groups, torch.float64),
+        ("uniforms", uniforms, num_candidates, torch.float64),
+        ("probability", probability, num_groups, torch.float64),
+        ("order", order, num_candidates, torch.int64),
     )
     for name, x, length, dtype in expected:
         if x is not None and (x.shape != (length,) or x.dtype != dtype or x.stride(0) != 1):

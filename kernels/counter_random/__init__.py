@@ -1,5 +1,6 @@
-"""Counter-based random numbers, one per row: a value depends on its coordinates alone."""
+"""Counter-based random numbers: a value depends on its coordinates alone."""
 
-from vllm_sparsed.kernels.counter_random.wrapper import stream_key, uniform_rows
+from vllm_sparsed.kernels.counter_random.configs import signed, stream_key
+from vllm_sparsed.kernels.counter_random.wrapper import uniform_rows
 
-__all__ = ["stream_key", "uniform_rows"]
+__all__ = ["signed", "stream_key", "uniform_rows"]

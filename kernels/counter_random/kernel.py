@@ -4,10 +4,11 @@
 import triton
 import triton.language as tl
 
-# The bits of SplitMix64's constants as signed numbers.
-_INCREMENT = tl.constexpr(0x9E3779B97F4A7C15 - (1 << 64))
-_MULTIPLIER_1 = tl.constexpr(0xBF58476D1CE4E5B9 - (1 << 64))
-_MULTIPLIER_2 = tl.constexpr(0x94D049BB133111EB - (1 << 64))
+from vllm_sparsed.kernels.counter_random import configs
+
+_INCREMENT = tl.constexpr(configs.signed(configs.INCREMENT))
+_MULTIPLIER_1 = tl.constexpr(configs.signed(configs.MULTIPLIER_1))
+_MULTIPLIER_2 = tl.constexpr(configs.signed(configs.MULTIPLIER_2))
 
 
 @triton.jit

@@ -7,11 +7,10 @@ from typing import Final
 class Statistic(IntEnum):
     """What is computed of softmax(logits) beside the candidate.
 
-    NONE: nothing. PROBABILITY: of the candidate. MARGIN: largest minus second largest probability.
-    NEGATIVE_ENTROPY: in nats, with 0 log 0 = 0.
+    PROBABILITY: of the candidate. MARGIN: largest minus second largest probability.
+    NEGATIVE_ENTROPY: in nats, with 0 log 0 = 0. Each is NaN where a logit is NaN or infinite.
     """
 
-    NONE = 0
     PROBABILITY = 1
     MARGIN = 2
     NEGATIVE_ENTROPY = 3

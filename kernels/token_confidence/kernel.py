@@ -69,26 +69,25 @@ def token_confidence_kernel(
         place = tl.min(tl.where(score == top_score, tokens, vocab_size - 1), 0)
         better = top_score > best
         candidate = tl.where(better, place, candidate)
-        if STATISTIC > 0:
-            top = tl.max(x, 0)
-            if STATISTIC == 1:
-                x_at_place = tl.max(tl.where(tokens == place, x, -float("inf")), 0)
-                chosen = tl.where(better, x_at_place, chosen)
-            if STATISTIC == 2:
-                at = tl.min(tl.where(x == top, tokens, vocab_size - 1), 0)
-                runner_up = tl.max(tl.where(tokens == at, -float("inf"), x), 0)
-                second = tl.maximum(tl.minimum(largest, top), tl.maximum(second, runner_up))
-            new_largest = tl.maximum(largest, top)
-            # Nothing but -inf so far: any finite reference gives sums of 0.
-            reference = tl.where(new_largest == -float("inf"), 0.0, new_largest)
-            shift = tl.where(largest == -float("inf"), 0.0, largest - reference)
-            scale = tl.where(largest == -float("inf"), 0.0, tl.exp(shift))
-            e = tl.exp(x - reference)
-            if STATISTIC == 3:
-                distance = tl.where(e > 0.0, x - reference, 0.0)
-                weighted = scale * (weighted + shift * total) + tl.sum(e * distance, 0)
-            total = scale * total + tl.sum(e, 0)
-            largest = new_largest
+        top = tl.max(x, 0)
+        if STATISTIC == 1:
+            x_at_place = tl.max(tl.where(tokens == place, x, -float("inf")), 0)
+            chosen = tl.where(better, x_at_place, chosen)
+        if STATISTIC == 2:
+            at = tl.min(tl.where(x == top, tokens, vocab_size - 1), 0)
+            runner_up = tl.max(tl.where(tokens == at, -float("inf"), x), 0)
+            second = tl.maximum(tl.minimum(largest, top), tl.maximum(second, runner_up))
+        new_largest = tl.maximum(largest, top)
+        # Nothing but -inf so far: any finite reference gives sums of 0.
+        reference = tl.where(new_largest == -float("inf"), 0.0, new_largest)
+        shift = tl.where(largest == -float("inf"), 0.0, largest - reference)
+        scale = tl.where(largest == -float("inf"), 0.0, tl.exp(shift))
+        e = tl.exp(x - reference)
+        if STATISTIC == 3:
+            distance = tl.where(e > 0.0, x - reference, 0.0)
+            weighted = scale * (weighted + shift * total) + tl.sum(e * distance, 0)
+        total = scale * total + tl.sum(e, 0)
+        largest = new_largest
         best = tl.maximum(best, top_score)
 
     tl.store(candidates_ptr + row, candidate.to(tl.int64))

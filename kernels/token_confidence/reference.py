@@ -11,7 +11,7 @@ def token_confidence_reference(
     statistic: Statistic,
     noise: Tensor | None = None,
     temperature: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """Candidates int64 [rows] and the statistic [rows].
 
     Args:
@@ -23,8 +23,6 @@ def token_confidence_reference(
     candidates = (logits if noise is None else logits + noise).argmax(dim=1)
     shaped = logits if temperature is None else logits / temperature[:, None]
     probabilities = shaped.softmax(dim=1)
-    if statistic == Statistic.NONE:
-        return candidates, None
     if statistic == Statistic.PROBABILITY:
         return candidates, probabilities.gather(1, candidates[:, None])[:, 0]
     if statistic == Statistic.MARGIN:

@@ -34,7 +34,7 @@ class Draw:
 
 def token_confidence(
     logits: Tensor, statistic: Statistic, draw: Draw | None = None
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """Candidate of each row and a statistic of its distribution, in one pass over the logits.
 
     A Triton kernel, for CUDA tensors (and any tensor under Triton's interpreter); sums are float32.
@@ -46,8 +46,8 @@ def token_confidence(
         draw: how to draw the candidate; None: the argmax. Among equals the first token.
 
     Returns:
-        Candidates, int64 [rows], always within the vocabulary; the statistic, float32 [rows], or
-        None for `Statistic.NONE`. A row of NaN or of -inf alone has the statistic NaN.
+        Candidates, int64 [rows], always within the vocabulary; the statistic, float32 [rows], NaN
+        for a row that has NaN or infinity in it or is -inf alone.
 
     Raises:
         ValueError: an argument has a wrong shape, dtype or stride.
@@ -93,4 +93,4 @@ def token_confidence(
             BLOCK=BLOCK if draw is None else DRAW_BLOCK,
             num_warps=NUM_WARPS,
         )
-    return candidates, None if statistic == Statistic.NONE else values
+    return candidates, values

@@ -92,6 +92,18 @@ def test_serving(tmp_path: Path) -> None:
         assert 0 < float(row["overhead_ms"]) < float(row["wall_ms"])
 
 
+def test_mixed_lengths(tmp_path: Path) -> None:
+    run("benchmarks.serving.mixed", "--small", "--output", str(tmp_path))
+    rows = read_rows(tmp_path / "mixed_lengths.csv")
+    assert [(row["phase"], row["kind"]) for row in rows] == [
+        (phase, kind)
+        for phase, kinds in (("alone", ["chat"]), ("alone", ["long"]), ("mixed", ["chat", "long"]))
+        for kind in kinds
+    ]
+    for row in rows:
+        assert row["failed"] == "0" and float(row["latency_ms_p50"]) > 0
+
+
 def test_the_usual_run_measures_what_it_should() -> None:
     options = parse([])
     found = [str(job) for job in jobs(options)]

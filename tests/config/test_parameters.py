@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_sparsed.config.parameter_table import BLOCK_SIZES, PARAMETERS
+from vllm_sparsed.config.parameter_table import BLOCK_SIZES, PACES, PARAMETERS
 from vllm_sparsed.config.parameters import (
     ParameterError,
     RequestParameters,
@@ -22,11 +22,17 @@ from vllm_sparsed.config.parameters import (
 from vllm_sparsed.kernels import block_sparse_attention
 
 SERVER = parse_server_settings({}, "low_confidence")
-# The pattern store of this one allows any request.
-WIDE = parse_server_settings({"sparsed": {"select": 1.0, "block_size": 16}}, "low_confidence")
+# This one allows any request.
+WIDE = parse_server_settings({"diffusion": {"show_canvas": True}}, "low_confidence")
 
 GOOD = {
     "diffusion_steps": [(1, 1), (64.0, 64), (2**31 - 1, 2**31 - 1)],
+    "diffusion_threshold": [(1, 1.0), (0.9, 0.9), (1e-9, 1e-9)],
+    "diffusion_factor": [(1, 1.0), (1e9, 1e9), (1e-9, 1e-9)],
+    "diffusion_entropy_bound": [(0, 0.0), (0.1, 0.1), (1e9, 1e9)],
+    "diffusion_entropy_threshold": [(0.4, 0.4), (1e9, 1e9)],
+    "diffusion_block_add": [(1, 1.0), (0.1, 0.1)],
+    "diffusion_block_full": [(1, 1.0), (0.95, 0.95)],
     "diffusion_block_length": [(1, 1), (32.0, 32)],
     "diffusion_alg": [
         (name, name)
@@ -42,6 +48,8 @@ GOOD = {
     "diffusion_alg_temp": [(0, 0.0), (0.5, 0.5), (3, 3.0)],
     "diffusion_eps": [(1e-3, 1e-3), (0.999, 0.999)],
     "diffusion_cfg_scale": [(0, 0.0), (1.5, 1.5)],
+    "diffusion_top_p": [(1, 1.0), (0.01, 0.01)],
+    "diffusion_top_k": [(0, 0), (50.0, 50)],
     "sparsed_skip": [(0, 0.0), (0.99, 0.99)],
     "sparsed_select": [(1, 1.0), (0.01, 0.01)],
     "sparsed_block_size": [(16, 16), (32, 32), (64.0, 64), (128, 128)],
@@ -49,6 +57,7 @@ GOOD = {
 FLAGS = (
     "diffusion_logits_eos_inf",
     "diffusion_confidence_eos_eot_inf",
+    "diffusion_show_canvas",
     "sparsed_enabled",
     "sparsed_dense_if_faster",
 )
@@ -59,11 +68,19 @@ for flag in FLAGS:
 NOT_NUMBERS = [True, "1", "nan", [1], {}, float("nan"), float("inf"), -float("inf"), 10**400]
 BAD = {
     "diffusion_steps": [*NOT_NUMBERS, 0, -1, 1.5, 2**31, 1e300],
+    "diffusion_threshold": [*NOT_NUMBERS, 0, -0.1, 1.01],
+    "diffusion_factor": [*NOT_NUMBERS, 0, -1],
+    "diffusion_entropy_bound": [*NOT_NUMBERS, -1e-9],
+    "diffusion_entropy_threshold": [*NOT_NUMBERS, 0, -1],
+    "diffusion_block_add": [*NOT_NUMBERS, 0, 1.01],
+    "diffusion_block_full": [*NOT_NUMBERS, 0, 1.01],
     "diffusion_block_length": [*NOT_NUMBERS, 0, 0.5, 2**31],
     "diffusion_alg": [1, True, "", "Origin", ["origin"], "low_confidence "],
     "diffusion_alg_temp": [*NOT_NUMBERS, -0.1, 1e7, None],
     "diffusion_eps": [*NOT_NUMBERS, 0, 1, 1.0, -1e-9],
     "diffusion_cfg_scale": [*NOT_NUMBERS, -1e-9, 1e7],
+    "diffusion_top_p": [*NOT_NUMBERS, 0, 1.01],
+    "diffusion_top_k": [*NOT_NUMBERS, -1, 0.5, 2**31],
     "sparsed_skip": [*NOT_NUMBERS, 1, 1.0, -0.1],
     "sparsed_select": [*NOT_NUMBERS, 0, 1.01],
     "sparsed_block_size": [*NOT_NUMBERS, 8, 48, 256, 32.5],
@@ -73,6 +90,13 @@ for flag in FLAGS:
 
 PER_REQUEST = {
     parameter.request_key: parameter for parameter in PARAMETERS if parameter.per_request
+}
+
+
+# What a value needs beside it.
+COMPANIONS = {
+    "diffusion_block_add": {"diffusion_threshold": 0.9},
+    "diffusion_block_full": {"diffusion_threshold": 0.9, "diffusion_block_add": 0.1},
 }
 
 
@@ -92,10 +116,14 @@ def test_the_cases_are_of_all_parameters() -> None:
 def test_good_value(key: str, case: tuple[object, object]) -> None:
     given_value, value = case
     parameter = PER_REQUEST[key]
-    parsed = getattr(request_parameters({key: given_value}, WIDE), parameter.field)
+    others = COMPANIONS.get(key, {})
+    parsed = getattr(request_parameters({key: given_value, **others}, WIDE), parameter.field)
     assert parsed == value
     assert type(parsed) is type(value)
-    server = parse_server_settings({parameter.group: {parameter.name: given_value}}, "random")
+    section = {name.removeprefix("diffusion_"): other for name, other in others.items()}
+    server = parse_server_settings(
+        {parameter.group: {parameter.name: given_value, **section}}, "maskgit_plus"
+    )
     assert getattr(server.defaults, parameter.field) == value
 
 
@@ -103,7 +131,7 @@ def test_good_value(key: str, case: tuple[object, object]) -> None:
 def test_bad_value_is_refused_by_name(key: str, value: object) -> None:
     parameter = PER_REQUEST[key]
     with pytest.raises(ParameterError) as refusal:
-        request_parameters({key: value}, WIDE)
+        request_parameters({key: value}, SERVER)
     assert str(refusal.value).startswith(f"{key} is ")
     assert parameter.allowed in str(refusal.value)
     assert len(str(refusal.value)) < 300
@@ -114,7 +142,7 @@ def test_bad_value_is_refused_by_name(key: str, value: object) -> None:
 @pytest.mark.parametrize("value", [10**5000, -(10**5000), [10**5000]], ids=["int", "-int", "list"])
 def test_integer_beyond_the_digits_that_python_prints(value: object) -> None:
     with pytest.raises(ParameterError) as refusal:
-        request_parameters({"diffusion_steps": value}, WIDE)
+        request_parameters({"diffusion_steps": value}, SERVER)
     assert str(refusal.value).startswith("diffusion_steps is a number of too many digits, but must")
 
 
@@ -128,7 +156,7 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from(sorted(PER_REQUEST)) | st.text(max_size=5), JSON))
 def test_anything_else_raises_parameter_error_alone(extra_args: dict[str, object]) -> None:
     with contextlib.suppress(ParameterError):
-        parameters = request_parameters(extra_args, WIDE)
+        parameters = request_parameters(extra_args, SERVER)
         assert set(extra_args) <= {*PER_REQUEST, "session_id"}
         assert isinstance(parameters, RequestParameters)
 
@@ -177,13 +205,22 @@ def test_defaults() -> None:
     expected = ServerSettings(
         defaults=RequestParameters(
             steps=None,
+            threshold=None,
+            factor=None,
+            entropy_bound=None,
+            entropy_threshold=None,
+            block_add=None,
+            block_full=None,
             block_length=None,
             alg="low_confidence",
             alg_temp=0.0,
             eps=1e-3,
             cfg_scale=0.0,
+            top_p=None,
+            top_k=None,
             logits_eos_inf=False,
             confidence_eos_eot_inf=False,
+            show_canvas=False,
             sparsed_enabled=True,
             sparsed_dense_if_faster=True,
             sparsed_skip=0.2,
@@ -206,11 +243,95 @@ def test_defaults() -> None:
         pytest.param({"block_length": 8}, {"diffusion_alg": "entropy"}, 8, id="server"),
         pytest.param({"block_length": 8}, {"diffusion_block_length": 4}, 4, id="request"),
         pytest.param({"alg": "topk_margin"}, {}, None, id="server-algorithm"),
+        pytest.param(
+            {"alg": "entropy"}, {"diffusion_entropy_bound": 1}, 32, id="dream-with-a-pace"
+        ),
+        pytest.param({"alg": "entropy", "entropy_bound": 1}, {}, 32, id="dream-server-pace"),
     ],
 )
 def test_block_length_by_algorithm(server, extra_args, block_length) -> None:
     settings = parse_server_settings({"diffusion": server}, "low_confidence")
     assert request_parameters(extra_args, settings).block_length == block_length
+
+
+ALGORITHMS = ("low_confidence", "random", "origin", "maskgit_plus", "topk_margin", "entropy")
+
+
+@pytest.mark.parametrize("alg", ALGORITHMS)
+@pytest.mark.parametrize("pace", PACES)
+def test_every_pace_with_every_algorithm(pace: str, alg: str) -> None:
+    asked = {f"diffusion_{pace}": 0.5, "diffusion_alg": alg}
+    if alg in PACES[pace]:
+        assert request_parameters(asked, SERVER).pace == (pace, 0.5)
+        return
+    message = rf"^diffusion_{pace} does not go with diffusion_alg {alg}, but with low_confidence"
+    with pytest.raises(ParameterError, match=message):
+        request_parameters(asked, SERVER)
+    with pytest.raises(ParameterError, match=rf"^diffusion.{pace} .* diffusion.alg {alg}"):
+        parse_server_settings({"diffusion": {pace: 0.5, "alg": alg}}, "low_confidence")
+
+
+@pytest.mark.parametrize(
+    ("server", "extra_args", "message"),
+    [
+        (
+            {},
+            {"diffusion_threshold": 0.9, "diffusion_entropy_bound": 1},
+            "diffusion_threshold and diffusion_entropy_bound do not go together",
+        ),
+        (
+            {},
+            {"diffusion_factor": 1, "diffusion_alg_temp": 0.5},
+            "diffusion_factor does not go with diffusion_alg_temp 0.5",
+        ),
+        (
+            {"alg_temp": 0.5},
+            {"diffusion_factor": 1},
+            "diffusion_factor does not go with the server default diffusion_alg_temp 0.5",
+        ),
+        (
+            {"threshold": 0.9},
+            {"diffusion_alg": "random"},
+            "the server default diffusion_threshold does not go with diffusion_alg random",
+        ),
+        ({}, {"diffusion_block_add": 0.1}, "diffusion_block_add does not go without a pace"),
+        (
+            {},
+            {"diffusion_block_add": 0.1, "diffusion_factor": 1},
+            "diffusion_block_add does not go with diffusion_factor",
+        ),
+        (
+            {},
+            {"diffusion_block_full": 0.9, "diffusion_threshold": 0.9},
+            "diffusion_block_full has no effect without diffusion_block_add",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_pace(server, extra_args, message: str) -> None:
+    settings = parse_server_settings({"diffusion": server}, "low_confidence")
+    with pytest.raises(ParameterError) as refusal:
+        request_parameters(extra_args, settings)
+    assert str(refusal.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "config", [{"threshold": 0.9, "factor": 1}, {"block_add": 0.1}, {"block_full": 0.9}]
+)
+def test_a_server_is_not_started_with_what_does_not_go_together(config) -> None:
+    with pytest.raises(ParameterError, match=r"^diffusion\."):
+        parse_server_settings({"diffusion": config}, "low_confidence")
+
+
+def test_a_request_s_pace_takes_the_place_of_the_server_s() -> None:
+    settings = parse_server_settings(
+        {"diffusion": {"threshold": 0.9, "block_add": 0.1, "steps": 64}}, "low_confidence"
+    )
+    default = request_parameters({}, settings)
+    assert (default.pace, default.block_add, default.steps) == (("threshold", 0.9), 0.1, 64)
+    own = request_parameters({"diffusion_factor": 1}, settings)
+    assert (own.pace, own.block_add, own.steps) == (("factor", 1.0), None, 64)
+    capped = request_parameters({"diffusion_steps": 8}, settings)
+    assert (capped.pace, capped.steps) == (("threshold", 0.9), 8)
 
 
 def test_a_request_keeps_the_server_defaults_it_does_not_set() -> None:
@@ -229,24 +350,15 @@ def test_a_request_keeps_the_server_defaults_it_does_not_set() -> None:
     assert parameters.sparsed_enabled is False
 
 
-@pytest.mark.parametrize(
-    ("extra_args", "message"),
-    [
-        (
-            {"sparsed_select": 0.31},
-            "is 0.31, but must be at most 0.3, where the server sets no sparsed.select",
-        ),
-        (
-            {"sparsed_block_size": 64},
-            "is 64, but must be at least 128, where the server sets no sparsed.block",
-        ),
-    ],
-    ids=["select", "block_size"],
-)
-def test_more_than_the_pattern_store_holds_is_refused(extra_args, message: str) -> None:
-    with pytest.raises(ParameterError, match=message):
-        request_parameters(extra_args, SERVER)
-    request_parameters(extra_args, WIDE)
+@pytest.mark.parametrize("server", [{}, {"select": 0.1, "block_size": 128}])
+def test_the_documented_defaults_may_be_given(server: dict[str, object]) -> None:
+    """Whether the store holds them depends on the length, so it is no error."""
+    settings = parse_server_settings({"sparsed": server}, "low_confidence")
+    for length in (1, 2048, 2049, 65536):
+        block_size, select = SERVER.defaults.pattern_settings(length)
+        asked = {"sparsed_block_size": block_size, "sparsed_select": select}
+        parameters = request_parameters(asked, settings)
+        assert parameters.pattern_settings(length) == (block_size, select)
 
 
 @pytest.mark.parametrize(
@@ -267,22 +379,7 @@ def test_what_nobody_gives_is_as_released_for_the_length(server, extra_args, sho
     parameters = request_parameters(extra_args, settings)
     assert [parameters.pattern_settings(n) for n in (1, 2048)] == [short, short]
     assert [parameters.pattern_settings(n) for n in (2049, 65536)] == [long, long]
-    possible = settings.block_sizes(65536)
-    assert {short[0], long[0]} <= set(possible) <= set(BLOCK_SIZES)
-
-
-@pytest.mark.parametrize(
-    ("server", "max_model_len", "expected"),
-    [
-        ({}, 65536, [32, 128]),
-        ({}, 2048, [32, 128]),
-        ({"block_size": 64}, 65536, [64, 128]),
-        ({"block_size": 16, "select": 0.1}, 65536, [16, 32, 64, 128]),
-    ],
-)
-def test_block_sizes_that_requests_can_have(server, max_model_len, expected) -> None:
-    settings = parse_server_settings({"sparsed": server}, "low_confidence")
-    assert settings.block_sizes(max_model_len) == expected
+    assert {short[0], long[0]} <= set(settings.block_sizes(65536)) == set(BLOCK_SIZES)
 
 
 @given(st.integers(1, 9999), st.floats(0, 1, exclude_min=True), st.none() | st.integers(1, 9999))
@@ -329,3 +426,14 @@ def test_import_is_light() -> None:
         "assert not {'torch', 'vllm', 'numpy', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_canvases_are_shown_where_the_server_allows_it() -> None:
+    asked = {"diffusion_show_canvas": 1}
+    with pytest.raises(ParameterError, match=r"^diffusion_show_canvas is true, but this"):
+        request_parameters(asked, SERVER)
+    allowing = parse_server_settings({"diffusion": {"show_canvas": True}}, "low_confidence")
+    assert request_parameters(asked, allowing).show_canvas
+    # A permission, not a default.
+    assert not request_parameters({}, allowing).show_canvas
+    assert ServerSettings.from_json(allowing.to_json()) == allowing

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vllm_sparsed.decoding.batch_decoder import BatchDecoder, DecodeRows
+from vllm_sparsed.config.parameter_table import PACES
+from vllm_sparsed.decoding import NOT_FINITE
+from vllm_sparsed.decoding.batch_decoder import BatchDecoder, Candidates
+from vllm_sparsed.decoding.paces import RULES, ranking_of
 from vllm_sparsed.decoding.rng import Stream, uniform
 
 VOCAB, MASK, EOS, EOT = 37, 36, 2, 5
@@ -22,6 +25,8 @@ class Request:
     alg: str
     num_rows: int = 12
     take: int = 5
+    pace: str | None = None
+    bound: float = 0.0
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -54,18 +59,22 @@ def decode(
         return np.array([value(r) for r in requests], dtype=dtype)
 
     sizes = [r.num_rows for r in requests]
-    rows = DecodeRows(
-        request=np.repeat(np.arange(len(requests), dtype=np.int32), sizes),
+    request = np.repeat(np.arange(len(requests), dtype=np.int32), sizes)
+    candidates = Candidates(
+        request=request,
+        group=request,
         position=np.concatenate([np.array(r.positions(), dtype=np.int32) for r in requests]),
-        algs=tuple(r.alg for r in requests),
+        rule=numbers(lambda r: 0 if r.pace is None else RULES[r.pace], np.int64),
+        quota=numbers(lambda r: r.take, np.int64),
+        bound=numbers(lambda r: r.bound),
+        rankings=tuple(ranking_of(r.alg, r.pace) for r in requests),
         temperature=numbers(lambda r: r.temperature),
         top_p=numbers(lambda r: r.top_p),
         top_k=numbers(lambda r: r.top_k, np.int64),
         alg_temp=numbers(lambda r: r.alg_temp),
         seed=numbers(lambda r: r.seed, np.int64),
         step=numbers(lambda r: r.step, np.int64),
-        num_to_unmask=numbers(lambda r: r.take, np.int64),
-        unmask_probability=numbers(lambda r: r.probability),
+        probability=numbers(lambda r: r.probability),
         cfg_scale=numbers(lambda r: r.cfg_scale),
         logits_eos_inf=numbers(lambda r: r.logits_eos_inf, bool),
         confidence_eos_eot_inf=numbers(lambda r: r.confidence_eos_eot_inf, bool),
@@ -87,7 +96,7 @@ def decode(
         return hidden
 
     tokens = decoder.decode(
-        rows,
+        candidates,
         torch.cat([r.logits() for r in requests]).to(device),
         torch.cat(guided).to(device) if guided else None,
         compute_logits,
@@ -127,6 +136,8 @@ def expected(request: Request) -> list[int]:
             candidate = int(logits.argmax())
         probabilities = shaped.softmax(0)
         first, second = probabilities.sort(descending=True).values[:2].tolist()
+        plain_first, plain_second = plain.sort(descending=True).values[:2].tolist()
+        plain_entropy = float(plain[plain > 0] @ plain[plain > 0].log())
         confidence = {
             "low_confidence": lambda c=candidate, p=plain: float(p[c]),
             "random": lambda q=position: float(draws(request, q, Stream.RANDOM_ORDER)),
@@ -134,7 +145,13 @@ def expected(request: Request) -> list[int]:
             "maskgit_plus": lambda c=candidate, p=probabilities: float(p[c]),
             "topk_margin": lambda a=first, b=second: a - b,
             "entropy": lambda p=probabilities: float(p[p > 0] @ p[p > 0].log()),
-        }[request.alg]()
+            "factor": lambda c=candidate, p=plain: float(p[c]),
+            "threshold": lambda a=plain_first, b=plain_second, c=candidate, p=plain: (
+                a - b if request.alg == "topk_margin" else float(p[c])
+            ),
+            "entropy_bound": lambda e=plain_entropy: e,
+            "entropy_threshold": lambda e=plain_entropy: e,
+        }[request.pace or request.alg]()
         if request.alg_temp > 0:
             uniforms = draws(request, position, Stream.ORDER_NOISE)
             confidence = confidence / request.alg_temp - float((-uniforms.log()).log())
@@ -144,6 +161,20 @@ def expected(request: Request) -> list[int]:
         confidences.append(confidence)
     ranking = sorted(range(request.num_rows), key=lambda i: (-confidences[i], i))
     tokens = [-1] * request.num_rows
+    if request.pace is not None:
+        ranking = [i for i in ranking if candidates[i] != MASK]
+        entropies = 0.0
+        for n, row in enumerate(ranking, start=1):
+            sure = {
+                "threshold": confidences[row] >= request.bound,
+                "factor": confidences[row] >= 1 - request.bound / (n + 1),
+                "entropy_bound": entropies <= request.bound and confidences[row] > -np.inf,
+                "entropy_threshold": -confidences[row] < request.bound,
+            }[request.pace]
+            entropies -= confidences[row]
+            if n <= request.take or sure:
+                tokens[row] = candidates[row]
+        return tokens
     for row in ranking[: request.take]:
         if draws(request, request.positions()[row], Stream.ORIGIN) < request.probability:
             tokens[row] = candidates[row]
@@ -192,10 +223,29 @@ VARIANTS = {
     "more-than-there-are": {"take": 99},
     "max-seed": {"seed": 2**63 - 1, "temperature": 1.0},
 }
+PACED = {
+    "low": {"take": 1, "bound": 0.15},
+    "middle": {"take": 1, "bound": 0.3},
+    "high": {"take": 0, "bound": 0.6},
+    "nats": {"take": 1, "bound": 2.3},
+    "many-nats": {"take": 1, "bound": 9.0},
+    "temperature": {"take": 1, "bound": 0.2, "temperature": 0.9},
+    "top_p-temperature": {"take": 1, "bound": 2.0, "temperature": 1.5, "top_p": 0.7},
+    "top_k-temperature": {"take": 1, "bound": 2.0, "temperature": 1.5, "top_k": 3},
+    "guidance": {"take": 1, "bound": 0.5, "cfg_scale": 1.5},
+    "no-eos": {"take": 1, "bound": 1.5, "logits_eos_inf": True},
+    "ends-last": {"take": 1, "bound": 1.8, "confidence_eos_eot_inf": True},
+    "one-row": {"take": 1, "num_rows": 1},
+}
 REQUESTS = [
     pytest.param(Request(alg, **variant), id=f"{alg}-{name}")
     for alg in ALGORITHMS
     for name, variant in VARIANTS.items()
+] + [
+    pytest.param(Request(alg, pace=pace, **variant), id=f"{alg}-{pace}-{name}")
+    for pace, algs in PACES.items()
+    for alg in (algs[0], "topk_margin")
+    for name, variant in PACED.items()
 ]
 
 
@@ -271,6 +321,38 @@ def test_mask_token_is_a_candidate_like_any_other(monkeypatch) -> None:
     assert decode([Request("low_confidence", num_rows=3, take=2)])[0].tolist() == [MASK, 9, -1]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"temperature": 0.7, "top_k": 5}])
+@pytest.mark.parametrize("alg", ALGORITHMS)
+def test_logits_that_are_not_finite_are_told(
+    alg: str, options: dict[str, float], value: float, monkeypatch
+) -> None:
+    broken = Request(alg).logits()
+    broken[[0, 4], [3, 30]] = value
+    monkeypatch.setattr(Request, "logits", lambda self, guidance=False: broken)
+    (tokens,) = decode(
+        [Request(alg, take=12, alg_temp=0.5, confidence_eos_eot_inf=True, **options)]
+    )
+    assert (tokens == NOT_FINITE).nonzero()[:, 0].tolist() == [0, 4]
+
+
+@pytest.mark.parametrize("pace", PACES)
+def test_paces_pass_the_mask_token_over(pace: str, monkeypatch) -> None:
+    logits = torch.zeros(3, VOCAB)
+    logits[0, MASK], logits[1, 9], logits[2, 8] = 9.0, 8.0, 7.0
+    monkeypatch.setattr(Request, "logits", lambda self, guidance=False: logits)
+    sure = {"threshold": 0.1, "factor": 3.0, "entropy_bound": 99.0, "entropy_threshold": 9.0}
+    one = Request("low_confidence", num_rows=3, take=1, pace=pace, bound=1e-9)
+    if pace == "threshold":
+        one = replace(one, bound=1.0)
+    every = replace(one, bound=sure[pace])
+    logits_of_masks = torch.zeros(3, VOCAB)
+    logits_of_masks[:, MASK] = 9.0
+    assert [t.tolist() for t in decode([one, every])] == [[-1, 9, -1], [-1, 9, 8]]
+    monkeypatch.setattr(Request, "logits", lambda self, guidance=False: logits_of_masks)
+    assert [t.tolist() for t in decode([one, every])] == [[-1, -1, -1]] * 2
+
+
 def test_large_logits_and_temperatures_do_not_overflow(monkeypatch) -> None:
     logits = torch.tensor([[3e4] + [-3e4] * (VOCAB - 1)])
     monkeypatch.setattr(Request, "logits", lambda self, guidance=False: logits)
@@ -335,5 +417,7 @@ def test_guidance_needs_its_own_hidden_states(monkeypatch) -> None:
     monkeypatch.setattr(
         Request, "logits", lambda self, guidance=False: logits[:5] if guidance else logits
     )
-    with pytest.raises(ValueError, match="12 rows, 12 of them guided, but 12 and 5 hidden states"):
+    with pytest.raises(
+        ValueError, match="12 candidates, 12 of them guided, but 12 and 5 hidden states"
+    ):
         decode([Request("low_confidence", cfg_scale=1.0)])

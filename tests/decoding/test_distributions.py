@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vllm_sparsed.decoding.batch_decoder import BatchDecoder, DecodeRows
+from vllm_sparsed.decoding import ALGORITHMS
+from vllm_sparsed.decoding.batch_decoder import BatchDecoder, Candidates
 
 REPEATS = 20_000
 # Quantile 1 - 1e-5 of the chi-square distribution by degrees of freedom.
@@ -22,16 +23,20 @@ def run(logits: torch.Tensor, algs: tuple[str, ...], **options: float) -> np.nda
         "top_k": 0,
         "alg_temp": 0.0,
         "step": 0,
-        "num_to_unmask": per_request,
-        "unmask_probability": 1.0,
+        "quota": per_request,
+        "probability": 1.0,
         "cfg_scale": 0.0,
         "logits_eos_inf": False,
         "confidence_eos_eot_inf": False,
     }
-    rows = DecodeRows(
-        request=np.repeat(np.arange(REPEATS, dtype=np.int32), per_request),
+    request = np.repeat(np.arange(REPEATS, dtype=np.int32), per_request)
+    candidates = Candidates(
+        request=request,
+        group=request,
+        rule=np.zeros(REPEATS, dtype=np.int64),
+        bound=np.zeros(REPEATS),
         position=np.tile(np.arange(per_request, dtype=np.int32), REPEATS),
-        algs=algs * REPEATS,
+        rankings=(ALGORITHMS[algs[0]].ranking,) * REPEATS,
         seed=np.arange(REPEATS),
         **{name: np.full(REPEATS, value) for name, value in (defaults | options).items()},
     )
@@ -43,7 +48,7 @@ def run(logits: torch.Tensor, algs: tuple[str, ...], **options: float) -> np.nda
         device="cpu",
         max_chunk_rows=10**6,
     )
-    tokens = decoder.decode(rows, logits.repeat(REPEATS, 1), None, lambda hidden: hidden)
+    tokens = decoder.decode(candidates, logits.repeat(REPEATS, 1), None, lambda hidden: hidden)
     return tokens.view(REPEATS, per_request).numpy()
 
 
@@ -82,7 +87,7 @@ def test_candidates(alg: str, options: dict[str, float], kept: int) -> None:
 def test_order_is_drawn_without_replacement(alg: str, alg_temp: float) -> None:
     confidence = np.array([0.9, 0.75, 0.6, 0.55])
     logits = torch.tensor(np.log(np.stack([confidence, 1 - confidence], 1)), dtype=torch.float32)
-    chosen = run(logits, (alg,), alg_temp=alg_temp, num_to_unmask=2) >= 0
+    chosen = run(logits, (alg,), alg_temp=alg_temp, quota=2) >= 0
     assert (chosen.sum(1) == 2).all()
     weights = np.exp(confidence / alg_temp)
     weights /= weights.sum()
@@ -98,13 +103,13 @@ def test_order_is_drawn_without_replacement(alg: str, alg_temp: float) -> None:
 
 
 def test_random_order_is_uniform() -> None:
-    chosen = run(torch.eye(4, 6), ("random",), num_to_unmask=2) >= 0
+    chosen = run(torch.eye(4, 6), ("random",), quota=2) >= 0
     pairs = itertools.combinations(range(4), 2)
     counts = np.array([(chosen[:, a] & chosen[:, b]).sum() for a, b in pairs])
     assert_distribution(counts, np.full(6, 1 / 6))
 
 
 def test_origin_unmasks_each_row_on_its_own() -> None:
-    chosen = run(torch.eye(2, 3), ("origin",), unmask_probability=0.3) >= 0
+    chosen = run(torch.eye(2, 3), ("origin",), probability=0.3) >= 0
     counts = np.bincount(chosen @ [1, 2], minlength=4)
     assert_distribution(counts, np.array([0.49, 0.21, 0.21, 0.09]))

@@ -14,7 +14,7 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 from vllm import LLM
 
 from tests.engine.golden_engine import start_golden
-from tests.engine.http_server import Server, make_checkpoint, serve
+from tests.engine.http_server import SPARSED, Server, make_checkpoint, serve
 from tests.engine.inspection import MAX_BATCH_TOKENS
 
 
@@ -50,7 +50,7 @@ def profile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(
     checkpoint: Path, profile_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """A server of `checkpoint` with vLLM's developer routes."""
+    """A server of `checkpoint` with vLLM's developer routes and the canvases'."""
     profiler = {
         "profiler": "torch",
         "torch_profiler_dir": str(profile_folder),
@@ -61,8 +61,11 @@ def server(
         "--max-num-seqs": "16",
         "--max-num-batched-tokens": str(MAX_BATCH_TOKENS),
         "--profiler-config": json.dumps(profiler),
+        # For the page that shows canvases: which requests may be watched, and from where.
+        "--additional-config": json.dumps({"sparsed": SPARSED, "diffusion": {"show_canvas": True}}),
+        "--allowed-origins": '["*"]',
     }
     log = tmp_path_factory.mktemp("server") / "log"
     flat = [text for option in options.items() for text in option]
-    with serve(checkpoint, log, *flat, VLLM_SERVER_DEV_MODE="1") as running:
+    with serve(checkpoint, log, *flat, VLLM_SERVER_DEV_MODE="1", VLLM_PLUGINS="sparsed") as running:
         yield running

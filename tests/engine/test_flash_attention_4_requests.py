@@ -17,7 +17,7 @@ from vllm.platforms.interface import DeviceCapability
 from tests.engine.golden_cases import GOLDEN, MODELS, load_cases
 from tests.engine.inspection import Rerun, runner_of
 from tests.engine.test_golden import generate
-from vllm_sparsed.attention import implementation, kernel_costs
+from vllm_sparsed.attention import implementation
 from vllm_sparsed.config import engine as engine_config
 from vllm_sparsed.config.settings import engine_settings
 from vllm_sparsed.kernels.block_sparse_attention import (
@@ -25,6 +25,7 @@ from vllm_sparsed.kernels.block_sparse_attention import (
     block_sparse_attention,
     flash_attention_4,
 )
+from vllm_sparsed.planning import kernel_costs
 from vllm_sparsed.planning.crossover import Crossover, FlashAttention4Range, KernelCost
 from vllm_sparsed.planning.kernel_costs import FLASH_ATTENTION_4, attention_costs, fa4_range
 from vllm_sparsed.worker import startup

@@ -1,7 +1,9 @@
 """The canvas and temperature of a request that names none, and what caps its canvas."""
 
 import json
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,56 @@ def test_a_cap_above_max_canvas_is_refused(tmp_path: Path, in_folder: bool) -> N
     named = "--generation-config" if in_folder else "--override-generation-config"
     with pytest.raises(ValueError, match=rf"max_new_tokens of {named} is 65.*max_canvas=64"):
         model_config(additional_config={"sparsed": {"max_canvas": 64}}, **options)
+
+
+INAPPLICABLE = {"repetition_penalty": 1.1, "min_p": 0.05}
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    """Warnings of this package; vLLM's loggers do not pass theirs on to pytest's."""
+    found: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    logger, handler = logging.getLogger("vllm.vllm_sparsed"), Collector(logging.WARNING)
+    logger.addHandler(handler)
+    yield found
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("in_folder", [False, True], ids=["checkpoint", "folder"])
+def test_defaults_that_cannot_apply_are_left_out(
+    checkpoint: Path, tmp_path: Path, warnings: list[str], in_folder: bool
+) -> None:
+    """Usual ones of other families: a plain request is served, with the other defaults."""
+    write(tmp_path if in_folder else checkpoint, top_p=0.9, temperature=0.5, **INAPPLICABLE)
+    config = model_config(checkpoint, generation_config=str(tmp_path) if in_folder else "auto")
+    assert defaults(config) == {"temperature": 0.5, "top_p": 0.9, "max_tokens": 128}
+    (warning,) = (text for text in warnings if "left out" in text)
+    assert "repetition_penalty=1.1, min_p=0.05" in warning
+
+
+def test_defaults_that_change_nothing_are_no_matter(checkpoint: Path, warnings: list[str]) -> None:
+    write(checkpoint, temperature=0.5, repetition_penalty=1.0, min_p=0.0)
+    assert defaults(model_config(checkpoint))["max_tokens"] == 128
+    assert not any("left out" in text for text in warnings)
+
+
+@pytest.mark.parametrize("option", INAPPLICABLE)
+def test_an_override_that_cannot_apply_is_refused(option: str) -> None:
+    override = {option: INAPPLICABLE[option]}
+    with pytest.raises(ValueError, match=f"{option} of --override-generation-config is"):
+        model_config(override_generation_config=override)
+
+
+@pytest.mark.parametrize("bad", [{"temperature": 3.0}, {"top_p": 0.0}])
+def test_defaults_that_no_request_could_use_are_refused(
+    checkpoint: Path, bad: dict[str, float]
+) -> None:
+    (option,) = bad
+    write(checkpoint, **bad)
+    with pytest.raises(ValueError, match=f"sampling defaults .* are not valid: {option} must be"):
+        model_config(checkpoint)

@@ -35,7 +35,7 @@ SLOW = {
 """Changes to a case that make it take 120 steps."""
 
 RUNNING = "vllm:num_requests_running"
-STEPS = "vllm:denoising_steps_total"
+STEPS = "vllm:diffusion_num_denoising_steps_total"
 
 
 @pytest.fixture(scope="module")

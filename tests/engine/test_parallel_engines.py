@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.golden_cases import GoldenCase, load_cases
-from tests.engine.http_server import Server, completion_body, make_checkpoint, serve
+from tests.engine.http_server import MODEL_NAME, Server, completion_body, make_checkpoint, serve
 
 
 def assert_golden(server: Server, cases: list[GoldenCase]) -> None:
@@ -64,7 +64,12 @@ def test_every_front_end_refuses_bad_parameters(two_engines: Server, attempt: in
     assert "diffusion_steps" in response.text
 
 
-def test_step_counters_are_not_shown_by_several_front_ends(two_engines: Server) -> None:
-    """vLLM then collects its metrics in files of its own kind, which know no other collector."""
-    with pytest.raises(KeyError):
-        two_engines.metric("vllm:denoising_steps_total")
+def test_step_counters_of_every_engine_are_shown(two_engines: Server) -> None:
+    """Whichever front end answers: vLLM has Prometheus add up what each process writes."""
+    name = "vllm:diffusion_num_denoising_steps_total"
+    before = two_engines.metric(name)
+    cases = load_cases("llada-mha")
+    assert_golden(two_engines, cases)
+    assert two_engines.metric(name) - before == sum(case.params["steps"] for case in cases)
+    for rank in ("0", "1"):
+        assert two_engines.metric(name, engine=rank, model_name=MODEL_NAME) > 0

@@ -11,6 +11,7 @@ from vllm.v1.core.sched.interface import PauseState
 
 from tests.engine.golden_cases import GoldenCase, load_cases
 from tests.engine.inspection import MAX_MODEL_LEN, runner_of
+from vllm_sparsed.worker.packing import MAX_BATCHES
 
 NUM_SCHEDULES = 200
 MAX_STEPS = 3000
@@ -95,8 +96,8 @@ def assert_empty(llm: LLM) -> None:
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
     assert not runner.requests and not scheduler.requests and not scheduler._progress
     assert runner.store is not None
-    assert runner.store.num_free_rows == runner.store.size.num_rows
-    assert len(set(runner.store._free)) == runner.store.size.num_rows
+    assert runner.store.num_free_rows == runner.store.size.total_rows
+    assert len(set(runner.store._free)) == runner.store.size.total_rows
 
 
 @pytest.mark.parametrize("start", range(0, NUM_SCHEDULES, 50))
@@ -199,9 +200,9 @@ def test_pause_and_resume(engine: Callable[[str], LLM]) -> None:
     assert tokens == {"paused": case.expected, "later": case.expected}
 
 
-def test_short_requests_do_not_overtake_a_long_one(engine: Callable[[str], LLM]) -> None:
-    """Strict order of admission: a request as long as the context is not starved by short ones."""
-    llm = engine("llada-mha")
+def test_a_long_request_is_not_starved_by_short_ones(engine: Callable[..., LLM]) -> None:
+    """Ever new short ones fill the budget; one as long as the context still gets its turns."""
+    llm = engine("llada-mha", MAX_MODEL_LEN)
     rng = random.Random(3)
 
     def add(name: str, prompt_len: int) -> None:
@@ -215,15 +216,91 @@ def test_short_requests_do_not_overtake_a_long_one(engine: Callable[[str], LLM])
         prompt = [rng.randrange(3, 383) for _ in range(prompt_len)]
         llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, params)
 
-    for index in range(15):
+    for index in range(8):
         add(f"short-{index}", 130)
     add("long", MAX_MODEL_LEN - 8)
-    order: list[str] = []
+    ended: list[str] = []
     late = 0
-    while llm.llm_engine.has_unfinished_requests():
-        if late < 40:
+    while "long" not in ended:
+        for _ in range(2 if late < 150 else 0):
             add(f"late-{late}", 130)
             late += 1
-        order += [output.request_id for output in llm.llm_engine.step() if output.finished]
-    assert order.index("long") < order.index("late-3")
+        ended += [output.request_id for output in llm.llm_engine.step() if output.finished]
+    # A ninth of the tokens is its share at first, a sixteenth later.
+    assert len(ended) < 16 * 8
+    while llm.llm_engine.has_unfinished_requests():
+        llm.llm_engine.step()
     assert_empty(llm)
+
+
+def min_tokens_first(cases: list[GoldenCase]) -> list[GoldenCase]:
+    return sorted(cases, key=lambda case: case.params["steps"] * len(case.prompt))
+
+
+def test_same_tokens_in_turns(engine: Callable[..., LLM]) -> None:
+    """Golden requests beside one that fills the budget alone: 48 engine steps for 16 of its own."""
+    llm = engine("llada-mha", MAX_MODEL_LEN)
+    cases = load_cases("llada-mha")
+    long = SamplingParams(
+        temperature=0.0,
+        max_tokens=240,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args={"diffusion_block_length": 240},
+    )
+    llm.llm_engine.add_request("long", {"prompt_token_ids": [7] * 400}, long)
+    steps = {}
+    for case in min_tokens_first(cases)[:3]:
+        llm.llm_engine.add_request(
+            case.name, {"prompt_token_ids": case.prompt}, case.sampling_params()
+        )
+        tokens, count = None, 0
+        while tokens is None:
+            count += 1
+            for output in llm.llm_engine.step():
+                if output.request_id == case.name and output.finished:
+                    tokens = list(output.outputs[0].token_ids)
+        assert tokens == case.expected
+        steps[case.name] = count, case.params["steps"]
+    assert all(count <= 3 * own for count, own in steps.values()), steps
+    # All at once, each with its turns.
+    for case in cases:
+        llm.llm_engine.add_request(
+            case.name, {"prompt_token_ids": case.prompt}, case.sampling_params()
+        )
+    together: dict[str, list[int]] = {}
+    while llm.llm_engine.has_unfinished_requests():
+        for output in llm.llm_engine.step():
+            together[output.request_id] = list(output.outputs[0].token_ids)
+    assert len(together.pop("long")) == 240
+    assert together == {case.name: case.expected for case in cases}
+    assert_empty(llm)
+
+
+def test_batches_that_come_again_are_found_again(engine: Callable[..., LLM]) -> None:
+    llm = engine("llada-mha", MAX_MODEL_LEN)
+    packer = runner_of(llm).packer
+    built: list[int] = []
+    build = packer._build
+    packer._build = lambda *arguments: built.append(1) or build(*arguments)  # type: ignore
+    try:
+        for index, length in enumerate((600, 500, 24)):
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=20,
+                ignore_eos=True,
+                detokenize=False,
+                extra_args={"diffusion_block_length": 20, "sparsed_enabled": 0},
+            )
+            llm.llm_engine.add_request(f"turn-{index}", {"prompt_token_ids": [7] * length}, params)
+        steps = 0
+        while llm.llm_engine.has_unfinished_requests():
+            llm.llm_engine.step()
+            steps += 1
+            assert len(packer._batches) <= MAX_BATCHES
+    finally:
+        del packer._build
+    # Each alone, and the short one beside the second.
+    assert len(built) <= 4 < 40 < steps
+    assert_empty(llm)
+    assert not packer._batches, "nothing is kept of what is gone"

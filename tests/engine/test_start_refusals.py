@@ -64,6 +64,13 @@ REFUSED_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"override_generation_config": {"max_new_tokens": 0}}, "--override-generation-config is 0"),
     ({"override_generation_config": {"max_new_tokens": 2.5}}, "--override-generation-config"),
     ({"override_generation_config": {"max_new_tokens": True}}, "--override-generation-config"),
+    (
+        {
+            "data_parallel_size": 2,
+            "additional_config": {"diffusion": {"show_canvas": True}},
+        },
+        "diffusion.show_canvas .* --data-parallel-size",
+    ),
 ]
 
 BAD_CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [

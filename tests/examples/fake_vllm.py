@@ -13,6 +13,7 @@ import http.server, json, pathlib, re, sys
 
 counted = {"dense": 5, "sparse": 7, "kept": 11, "candidates": 13}
 here = pathlib.Path(__file__)
+steps = "vllm:diffusion_num_denoising_steps_total"
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def reply(self, text, kind):
@@ -23,9 +24,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.reply(
-            "# TYPE vllm:denoising_steps_total counter\\n"
-            f'vllm:denoising_steps_total{{attention="dense"}} {counted["dense"]}.0\\n'
-            f'vllm:denoising_steps_total{{attention="sparse"}} {counted["sparse"]}.0\\n'
+            f"# TYPE {steps} counter\\n"
+            f'{steps}{{attention="dense"}} {counted["dense"]}.0\\n'
+            f'{steps}{{attention="sparse"}} {counted["sparse"]}.0\\n'
             "# TYPE vllm:sparsed_kept_blocks_total counter\\n"
             f'vllm:sparsed_kept_blocks_total {counted["kept"]}.0\\n'
             "# TYPE vllm:sparsed_candidate_blocks_total counter\\n"

@@ -18,10 +18,11 @@ from small_model.training.data import Encoder
 from tests.examples.fake_vllm import ANSWERING_SERVER, write_program
 
 PAGE = """\
-# HELP vllm:denoising_steps_total Denoising steps of requests, by the attention they ran with.
-# TYPE vllm:denoising_steps_total counter
-vllm:denoising_steps_total{{attention="dense"}} {0}
-vllm:denoising_steps_total{{attention="sparse"}} {1}
+# HELP vllm:diffusion_num_denoising_steps_total Denoising steps of requests.
+# TYPE vllm:diffusion_num_denoising_steps_total counter
+vllm:diffusion_num_denoising_steps_total{{model_name="m",engine="0",attention="dense"}} {0}
+vllm:diffusion_num_denoising_steps_total{{model_name="m",engine="0",attention="building"}} 0.0
+vllm:diffusion_num_denoising_steps_total{{model_name="m",engine="0",attention="sparse"}} {1}
 # TYPE vllm:sparsed_kept_blocks_total counter
 vllm:sparsed_kept_blocks_total {2}
 # TYPE vllm:sparsed_candidate_blocks_total counter

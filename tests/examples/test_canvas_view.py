@@ -9,36 +9,62 @@ from pathlib import Path
 import pytest
 
 from examples import canvas_view
-from examples.canvas_view import Canvas, render, show
+from examples.canvas_view import render, show
+from vllm_sparsed.shown_canvas import ShownCanvas, token_texts
 
-TEXTS = {1: "90", 2: " harbor", 3: "·", 4: "\n", 5: "蜂"}
-BEFORE = Canvas(3, 8, False, (None, 2, None, None, None, None))
-AFTER = Canvas(4, 8, True, (1, 2, None, 4, None, 3))
+
+class FakeTokenizer:
+    all_special_ids = (3,)
+
+    def decode(self, tokens: list[int]) -> str:
+        (token,) = tokens
+        return {1: "90", 2: " harbor", 3: "<|eot|>", 4: "\n", 5: "蜂"}[token]
+
+
+TEXT = token_texts(FakeTokenizer())
+
+
+def canvas_after(step: int, *tokens: int | None) -> ShownCanvas:
+    return ShownCanvas(
+        prompt=0,
+        index=0,
+        step=step,
+        steps=8,
+        passes=step,
+        sparse_from=4,
+        finished=False,
+        tokens=list(tokens),
+        decided_in=[0 if token is None else 1 for token in tokens],
+    )
+
+
+BEFORE = canvas_after(3, None, 2, None, None, None, None)
+AFTER = canvas_after(4, 1, 2, None, 4, None, 3)
 
 
 def test_what_is_new_stands_out() -> None:
-    assert render(AFTER, BEFORE, TEXTS.__getitem__, 80) == [
+    assert render(AFTER, BEFORE, TEXT, 80) == [
         "step   4/8 sparse   4/6 decided",
         "\x1b[7m90\x1b[0m harbor░\x1b[7m⏎\x1b[0m░\x1b[7m·\x1b[0m",
     ]
     # On the first picture everything decided is new.
-    assert render(BEFORE, None, TEXTS.__getitem__, 80)[1] == "░\x1b[7m harbor\x1b[0m░░░░"
+    assert render(BEFORE, None, TEXT, 80)[1] == "░\x1b[7m harbor\x1b[0m░░░░"
 
 
 def test_one_plain_line_without_a_width() -> None:
-    assert render(AFTER, None, TEXTS.__getitem__) == [
+    assert render(AFTER, None, TEXT) == [
         "step   4/8 sparse   4/6 decided",
         "90 harbor░⏎░·",
     ]
 
 
 def test_lines_fit_the_terminal() -> None:
-    canvas = Canvas(1, 8, False, (2, 2, None, 5, 1, None))
-    lines = render(canvas, canvas, TEXTS.__getitem__, 10)
+    canvas = canvas_after(1, 2, 2, None, 5, 1, None)
+    lines = render(canvas, canvas, TEXT, 10)
     assert lines == ["step   1/8", " harbor", " harbor░蜂", "90░"]
 
 
-def pictures() -> Iterator[Canvas]:
+def pictures() -> Iterator[ShownCanvas]:
     yield BEFORE
     yield AFTER
 
@@ -48,7 +74,7 @@ def test_redraws_on_a_terminal(
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
-    show(pictures(), TEXTS.__getitem__, delay=0)
+    show(pictures(), TEXT, delay=0)
     printed = capsys.readouterr().out
     assert printed.startswith("\x1b[?25l\r\x1b[Jstep   3/8 dense")
     # Up over both lines of the picture before.
@@ -59,18 +85,18 @@ def test_redraws_on_a_terminal(
 def test_cursor_comes_back_after_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def failing() -> Iterator[Canvas]:
+    def failing() -> Iterator[ShownCanvas]:
         yield BEFORE
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     with pytest.raises(KeyboardInterrupt):
-        show(failing(), TEXTS.__getitem__, delay=0)
+        show(failing(), TEXT, delay=0)
     assert capsys.readouterr().out.endswith("\x1b[?25h")
 
 
 def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    show(pictures(), TEXTS.__getitem__, delay=60)
+    show(pictures(), TEXT, delay=60)
     assert capsys.readouterr().out.splitlines() == [
         "step   3/8 dense    1/6 decided ░ harbor░░░░",
         "step   4/8 sparse   4/6 decided 90 harbor░⏎░·",

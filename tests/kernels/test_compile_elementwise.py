@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from vllm_sparsed.kernels.confidence_ranking import wrapper as ranking
-from vllm_sparsed.kernels.counter_random import wrapper as random_numbers
+from vllm_sparsed.kernels.confidence_ranking import configs as ranking
+from vllm_sparsed.kernels.counter_random import configs as random_numbers
 from vllm_sparsed.kernels.fp8_rows import wrapper as fp8_rows
 from vllm_sparsed.kernels.rotary_embedding import wrapper as rotary
 from vllm_sparsed.kernels.silu_and_mul import wrapper as silu
 from vllm_sparsed.kernels.token_confidence import configs as confidence
 
 CAPABILITIES = ("sm_80", "sm_90")
-FLOAT64 = {"temperature_ptr", "uniform_ptr", "probability_ptr"}
+FLOAT64 = {"temperature_ptr", "uniform_ptr", "probability_ptr", "bound_ptr"}
 INT64 = {
-    *("positions_ptr", "seed_ptr", "step_ptr", "position_ptr", "candidates_ptr", "request_ptr"),
-    *("first_row_ptr", "num_to_unmask_ptr", "order_ptr"),
+    *("positions_ptr", "seed_ptr", "step_ptr", "position_ptr", "candidates_ptr", "tokens_ptr"),
+    *("group_ptr", "first_ptr", "rule_ptr", "quota_ptr", "order_ptr"),
 }
 
 FP8_ROWS = {
@@ -76,17 +76,17 @@ def variants(capability: str) -> list[tuple[str, str, dict[str, Any], dict[str, 
             found.append((*kernel, constants, types, confidence.NUM_WARPS))
     constants = {"STREAM_KEY": random_numbers.stream_key(3), "BLOCK": random_numbers.BLOCK}
     found.append(("counter_random", "uniform_rows_kernel", constants, {"out_ptr": "fp64"}, 4))
-    for dtype in ("fp32", "fp64"):
+    for dtype, rules in (("fp32", False), ("fp64", False), ("fp32", True), ("fp64", True)):
         constants = {
+            "HAS_RULES": rules,
             "HAS_CHANCE": True,
             "HAS_ORDER": True,
-            "BLOCK_ROWS": ranking.BLOCK_ROWS,
+            "ENTROPY_UNIT": ranking.ENTROPY_UNIT,
+            "BLOCK_CANDIDATES": ranking.BLOCK_CANDIDATES,
             "BLOCK_OTHERS": ranking.BLOCK_OTHERS,
         }
         types = {"confidence_ptr": dtype, "out_ptr": "i64"}
-        found.append(
-            ("confidence_ranking", "decide_rows_kernel", constants, types, ranking.NUM_WARPS)
-        )
+        found.append(("confidence_ranking", "decide_kernel", constants, types, ranking.NUM_WARPS))
     return found
 
 

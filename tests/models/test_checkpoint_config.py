@@ -2,13 +2,17 @@
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm.config import ModelConfig
+from vllm.config import ModelConfig, VllmConfig, set_current_vllm_config
 
-from vllm_sparsed.models.checkpoint_config import DreamConfig, LLaDAConfig, check_supported
+from vllm_sparsed.models.checkpoint_check import check_supported
+from vllm_sparsed.models.checkpoint_config import DreamConfig, LLaDAConfig
+from vllm_sparsed.models.rotary import Rotary
+from vllm_sparsed.models.rotary_parameters import SCALINGS
 from vllm_sparsed.plugin import register
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -59,18 +63,6 @@ def test_llada_vocabulary_is_the_embedding_and_kv_heads_default_to_heads() -> No
     assert config.vocab_size == 50304
     assert config.num_key_value_heads == 8
     assert config.intermediate_size == 256
-
-
-@pytest.mark.parametrize(
-    ("kind", "mask", "eos"),
-    [(LLaDAConfig, 126336, 126081), (DreamConfig, 151666, 151643)],
-    ids=["llada", "dream"],
-)
-def test_token_ids_fall_back_to_the_released_ones(kind: Any, mask: int, eos: int) -> None:
-    for config in (kind(), kind(mask_token_id=None, eos_token_id=None)):
-        assert (config.mask_token_id, config.eos_token_id) == (mask, eos)
-    other = kind(mask_token_id=5, eos_token_id=2)
-    assert (other.mask_token_id, other.eos_token_id) == (5, 2)
 
 
 @pytest.mark.parametrize(
@@ -154,11 +146,7 @@ def test_llada_refuses(key: str, value: Any, allowed: str) -> None:
         ({"hidden_act": "gelu"}, "hidden_act='gelu'.*must be 'silu'"),
         ({"use_sliding_window": True, "sliding_window": 64}, "use_sliding_window=True"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
-        ({"mask_token_id": 384}, "mask_token_id=384.*below the vocabulary size 384"),
-        ({"eos_token_id": [1, 2]}, r"eos_token_id=\[1, 2\]"),
         ({"num_key_value_heads": 3}, "num_attention_heads=8 must be a multiple of"),
-        ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type='longrope'.*one of default"),
-        ({"rope_scaling": {"rope_type": "linear"}}, "rope_type='linear' need factor"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -177,8 +165,85 @@ def test_unused_sliding_window_is_ignored() -> None:
     assert config.sliding_window is None
 
 
-def test_llada_moe_is_refused_by_name(tmp_path: Path) -> None:
-    values = {"architectures": ["LLaDAMoEModelLM"], "model_type": "llada", "hidden_size": 2048}
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"rope_type": "longrope"}, "rope_type='longrope' is not supported.*one of default"),
+        ({"type": "su", "short_factor": [1.0]}, "rope_type='su' is not supported"),
+        ({"rope_type": ["linear"]}, r"rope_type=\['linear'\] is not supported"),
+        ({"rope_type": "linear"}, "rope_type='linear' need factor"),
+        ({"rope_type": "linear", "factor": None}, "rope_type='linear' need factor"),
+        ({"rope_type": "linear", "factor": "8"}, "factor='8'.*must be a number above 0"),
+        ({"rope_type": "linear", "factor": True}, "factor=True.*must be a number above 0"),
+        ({"rope_type": "linear", "factor": 0.5}, "factor=0.5.*must be at least 1"),
+        ({"rope_type": "linear", "factor": float("nan")}, "factor=nan.*must be a number above 0"),
+        ({"rope_type": "dynamic", "factor": 2.0, "alpha": 3.0}, "may not have alpha=3.0"),
+        ({"rope_type": "default", "factor": 4.0}, "'default' may not have factor=4.0"),
+        ({"rope_type": "default", "mrope_section": [1]}, "may not have mrope_section"),
+        ({"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}, "may not have part"),
+        ({"rope_type": "yarn", "factor": 2.0}, "need original_max_position_embeddings"),
+        ({"rope_theta": 0}, "rope_theta=0 of rope_parameters must be a number above 0"),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 2.0,
+                "original_max_position_embeddings": 2048,
+                "low_freq_factor": 4.0,
+                "high_freq_factor": 1.0,
+            },
+            "low_freq_factor of rope_parameters must be below",
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("place", ["config.json", "override"])
+def test_rotary_scalings_are_refused_by_name(
+    place: str, parameters: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    values = json.loads((GOLDEN / "llada-mha" / "config.json").read_text())
+    overrides = {"rope_parameters": parameters} if place == "override" else {}
+    if place == "config.json":
+        values["rope_scaling"] = parameters
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"LLaDAMoEModelLM .* is not supported"):
-        ModelConfig(str(tmp_path), skip_tokenizer_init=True)
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(
+            str(tmp_path), skip_tokenizer_init=True, dtype="float32", hf_overrides=overrides
+        )
+
+
+DOCUMENTED = re.findall(
+    r"--max-model-len (\d+) --hf-overrides '(.*?)'",
+    (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(),
+)
+
+
+def test_every_scaling_is_documented() -> None:
+    types = {json.loads(text).get("rope_parameters", {}).get("rope_type") for _, text in DOCUMENTED}
+    assert types == {None, *SCALINGS.keys() - {"default"}}
+
+
+@pytest.mark.parametrize(("length", "overrides"), DOCUMENTED)
+@pytest.mark.parametrize("integers", [False, True])
+def test_documented_lines_extend_the_context(
+    length: str, overrides: str, integers: bool, tmp_path: Path
+) -> None:
+    """As published, with the line's length and without a length."""
+    if integers:
+        overrides = overrides.replace("8.0", "8")
+    values = json.loads((GOLDEN / "llada-mha" / "config.json").read_text())
+    published = {**values, "max_sequence_length": 4096, "rope_theta": 500000.0}
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    for max_model_len in (int(length), None):
+        config = ModelConfig(
+            str(tmp_path),
+            skip_tokenizer_init=True,
+            dtype="float32",
+            max_model_len=max_model_len,
+            hf_overrides=json.loads(overrides),
+        )
+        assert config.max_model_len == int(length)
+        check_supported(config.hf_config)
+        with set_current_vllm_config(VllmConfig()):
+            table = Rotary(config.hf_config, config.max_model_len).rope.cos_sin_cache
+        assert len(table) >= int(length)
+        assert table.isfinite().all()

@@ -9,16 +9,16 @@ from vllm.config import VllmConfig, set_current_vllm_config
 
 from tests.models.loading import LoadedModel
 from vllm_sparsed.models import layers
-from vllm_sparsed.models.layers import ResidualProjection
+from vllm_sparsed.models.layers import ResidualRowParallelLinear
 
 pytestmark = pytest.mark.usefixtures("parallel_groups")
 
 LLADA = Path(__file__).resolve().parents[1] / "golden" / "llada-mha"
 
 
-def projection(bias: bool = False) -> ResidualProjection:
+def projection(bias: bool = False) -> ResidualRowParallelLinear:
     with set_current_vllm_config(VllmConfig()):
-        layer = ResidualProjection(24, 16, bias=bias)
+        layer = ResidualRowParallelLinear(24, 16, bias=bias)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(16, 24, generator=torch.Generator().manual_seed(0)))
     return layer

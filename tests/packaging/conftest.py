@@ -10,7 +10,10 @@ import pytest
 
 from tests.packaging.commands import ROOT, pip, run
 
-SOURCES = ("setup.cfg", "pyproject.toml", "MANIFEST.in", "LICENSE", "kernels", "vllm_sparsed")
+SOURCES = (
+    *("setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"),
+    *("kernels", "vllm_sparsed"),
+)
 
 
 @pytest.fixture(scope="session")

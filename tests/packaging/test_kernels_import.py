@@ -37,32 +37,72 @@ def wheel_files(wheel: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-@pytest.fixture(scope="module", params=["wheel", "editable"])
+@pytest.fixture(scope="session")
+def archives(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sources as main.zip and main.tar.gz, as forges offer them."""
+    folder = tmp_path_factory.mktemp("archives")
+    for name in ("main.zip", "main.tar.gz"):
+        prefix = ("--prefix", "vllm_sparsed-main/")
+        run("git", "archive", *prefix, "--output", folder / name, "HEAD", cwd=clone)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def linkless(archives: Path) -> Path:
+    """A checkout whose link is a text file: Python's zipfile, and so pip, knows no links."""
+    with zipfile.ZipFile(archives / "main.zip") as archive:
+        archive.extractall(archives)
+    tree = archives / "vllm_sparsed-main"
+    assert (tree / "vllm_sparsed" / "kernels").read_text() == "../kernels"
+    return tree
+
+
+@pytest.fixture(
+    scope="module",
+    params=["wheel", "editable", "zip", "tar.gz", "git", "linkless", "linkless-editable"],
+)
 def install(
     request: pytest.FixtureRequest,
     new_environment: Callable[[Iterable[Path | str]], Path],
     clone: Path,
-) -> tuple[str, Path]:
-    """The kind of install, and the interpreter of the environment that holds it."""
-    if request.param == "wheel":
-        return "wheel", new_environment([request.getfixturevalue("wheel")])
-    return "editable", new_environment(["--editable", clone])
+    archives: Path,
+    linkless: Path,
+) -> tuple[Path | None, Path]:
+    """The tree of an editable install, and the interpreter of the environment that holds it."""
+    kind = request.param
+    tree = linkless if "linkless" in kind else clone
+    if "editable" in kind:
+        return tree, new_environment(["--editable", tree])
+    sources: dict[str, Path | str] = {
+        "zip": archives / "main.zip",
+        "tar.gz": archives / "main.tar.gz",
+        "git": f"git+file://{clone}",
+        "linkless": linkless,
+    }
+    source = request.getfixturevalue("wheel") if kind == "wheel" else sources[kind]
+    return None, new_environment([source])
 
 
-@pytest.mark.parametrize("where", ["root", "elsewhere"])
-def test_imports_from(where: str, install: tuple[str, Path], clone: Path, tmp_path: Path) -> None:
-    kind, python = install
-    found = json.loads(run(python, "-c", PROBE, cwd=clone if where == "root" else tmp_path))
-    package = Path(found["package"]).parent
-    # At the root the working tree comes first on the path, whatever is installed.
-    from_checkout = kind == "editable" or where == "root"
-    assert package.resolve().is_relative_to(clone if from_checkout else python.parents[1])
+def test_imports_from_anywhere(install: tuple[Path | None, Path], tmp_path: Path) -> None:
+    tree, python = install
+    found = json.loads(run(python, "-c", PROBE, cwd=tmp_path))
+    home = tree or python.parents[1]
+    assert Path(found["package"]).is_relative_to(home)
+    assert Path(found["kernels"]).is_relative_to(home)
     assert found["name"] == "vllm_sparsed.kernels"
-    assert Path(found["kernels"]) == package / "kernels" / "__init__.py"
-    if where == "elsewhere":
-        top_level = Path(found["top_level"] or "/")
-        assert not top_level.is_relative_to(clone)
-        assert not top_level.is_relative_to(python.parents[1])
+    top_level = Path(found["top_level"] or "/")
+    assert not top_level.is_relative_to(home)
+
+
+@pytest.mark.parametrize("has_link", [True, False])
+def test_imports_at_the_root_of_a_checkout(has_link: bool, clone: Path, linkless: Path) -> None:
+    """There the working tree comes first on the path, whatever is installed."""
+    tree = clone if has_link else linkless
+    found = json.loads(run(sys.executable, "-c", PROBE, cwd=tree))
+    assert Path(found["package"]).is_relative_to(tree)
+    kernels = tree / "vllm_sparsed" / "kernels" if has_link else tree / "kernels"
+    assert Path(found["kernels"]) == kernels / "__init__.py"
+    assert found["name"] == "vllm_sparsed.kernels"
 
 
 def test_link_survives_clone(clone: Path) -> None:
@@ -98,13 +138,18 @@ def test_wheel_holds_every_module(wheel: Path, clone: Path) -> None:
     assert top_level.split() == [b"vllm_sparsed"]
 
 
+@pytest.mark.parametrize("has_link", [True, False])
 def test_sdist_builds_the_same_wheel(
-    wheel: Path, clone: Path, build: Callable[[str, Path], Path], tmp_path: Path
+    has_link: bool,
+    wheel: Path,
+    clone: Path,
+    linkless: Path,
+    build: Callable[[str, Path], Path],
+    tmp_path: Path,
 ) -> None:
-    with tarfile.open(build("sdist", clone)) as archive:
+    with tarfile.open(build("sdist", clone if has_link else linkless)) as archive:
         archive.extractall(tmp_path, filter="data")
     (tree,) = tmp_path.iterdir()
-    assert (tree / "vllm_sparsed" / "kernels" / "__init__.py").is_file()
     from_sdist = wheel_files(build("wheel", tree))
     from_clone = wheel_files(wheel)
     assert from_sdist.keys() == from_clone.keys()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_sparsed.decoding import DECODERS
+from vllm_sparsed.decoding import ALGORITHMS
 from vllm_sparsed.planning.blocks import Block, pattern_step, plan_blocks
 
 LLADA = ("low_confidence", "random")
@@ -54,11 +54,11 @@ def test_blocks_cover_the_canvas_and_their_steps_decide_it(
     for index, block in enumerate(blocks):
         masks = block.end - block.start + (prompt_masks if index == 0 else 0)
         assert 1 <= block.steps <= masks
-        for name, decoder in DECODERS.items():
+        for name, algorithm in ALGORITHMS.items():
             if block.steps <= 64 and name != "origin":
                 left = masks
                 for step in range(block.steps):
-                    count = decoder.num_to_unmask(masks, left, step, block.steps, 1e-3)
+                    count = algorithm.num_to_unmask(masks, left, step, block.steps, 1e-3)
                     assert 0 <= count <= left
                     left -= count
                 assert left == 0
@@ -79,7 +79,7 @@ def test_pattern_step(total: int, skip: float, step: int) -> None:
 
 @pytest.mark.parametrize("name", LLADA)
 def test_llada_counts(name: str) -> None:
-    counts = [DECODERS[name].num_to_unmask(11, 0, step, 4, 0.5) for step in range(4)]
+    counts = [ALGORITHMS[name].num_to_unmask(11, 0, step, 4, 0.5) for step in range(4)]
     assert counts == [3, 3, 3, 2]
 
 
@@ -93,9 +93,9 @@ def test_dream_counts_equal_0_dim_tensor_arithmetic(steps: int, eps: float) -> N
             t, s = times[step], times[step + 1]
             expected = int(left * (1 - s / t)) if step < steps - 1 else int(left)
             for name in DREAM:
-                decoder = DECODERS[name]
-                assert decoder.num_to_unmask(masks, int(left), step, steps, eps) == expected
-                assert decoder.unmask_probability(step, steps, eps) == 1.0
+                algorithm = ALGORITHMS[name]
+                assert algorithm.num_to_unmask(masks, int(left), step, steps, eps) == expected
+                assert algorithm.unmask_probability(step, steps, eps) == 1.0
             left -= expected
         assert left == 0
 
@@ -104,14 +104,14 @@ def test_float32_decides_some_counts() -> None:
     # In float64 the count is another one: the reference's rounding is part of its result.
     times = np.linspace(1, 1e-3, 1000 + 1)
     exact = [int(m * (1 - times[1:] / times[:-1])[i]) for m in range(1, 200) for i in range(999)]
-    decoder = DECODERS["entropy"]
-    ours = [decoder.num_to_unmask(m, m, i, 1000, 1e-3) for m in range(1, 200) for i in range(999)]
+    algorithm = ALGORITHMS["entropy"]
+    ours = [algorithm.num_to_unmask(m, m, i, 1000, 1e-3) for m in range(1, 200) for i in range(999)]
     assert ours != exact
 
 
 @pytest.mark.parametrize("steps", [1, 3, 50])
 def test_origin_counts_all_and_draws_each(steps: int) -> None:
-    origin = DECODERS["origin"]
+    origin = ALGORITHMS["origin"]
     times = torch.linspace(1, 1e-3, steps + 1)
     for step in range(steps):
         assert origin.num_to_unmask(9, 5, step, steps, 1e-3) == 5
@@ -120,6 +120,6 @@ def test_origin_counts_all_and_draws_each(steps: int) -> None:
 
 
 def test_registry_names() -> None:
-    assert {name: decoder.name for name, decoder in DECODERS.items()} == {
+    assert {name: algorithm.name for name, algorithm in ALGORITHMS.items()} == {
         name: name for name in (*LLADA, "origin", *DREAM)
     }

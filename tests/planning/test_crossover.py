@@ -256,6 +256,32 @@ def test_why_a_request_is_dense_otherwise() -> None:
     )
     tiny = replace(settings, store=PatternStoreSize(num_rows=4, width=200))
     assert plan(30000, tiny).attention == "dense, as its 236 pattern rows do not fit the store"
+    narrow = replace(settings, store=PatternStoreSize(num_rows=4000, width=50))
+    assert (
+        plan(30000, narrow).attention
+        == "dense, as pattern rows of 72 blocks do not fit the store's of 50"
+    )
+
+
+@pytest.mark.parametrize(
+    ("length", "asked", "sparse"),
+    [
+        # What SparseD was released with for short contexts, given by a client.
+        (2000, {"sparsed_block_size": 32, "sparsed_select": 0.5}, True),
+        (2000, {"sparsed_block_size": 32}, True),
+        (2000, {"sparsed_select": 0.9}, True),
+        # The store of the default settings is one of 128-token blocks at 65,536 tokens.
+        (30000, {"sparsed_select": 0.5}, True),
+        (60000, {"sparsed_select": 0.9}, False),
+        (60000, {"sparsed_block_size": 32}, False),
+    ],
+)
+def test_a_request_may_ask_for_what_the_store_holds(
+    length: int, asked: dict[str, float], sparse: bool
+) -> None:
+    found = plan(length, make_settings(None), **asked)
+    assert (found.pattern_step >= 0) == sparse, found.attention
+    assert (found.num_pattern_rows > 0) == sparse
 
 
 def test_the_few_sparse_steps_count() -> None:

@@ -20,7 +20,8 @@ from small_model.training.data import Stage
 from small_model.training.model import Model, Shape, save_served_model
 from small_model.training.optimizers import StackedMuon
 from small_model.training.train import SMOKE, Settings, Training, run
-from vllm_sparsed.models.checkpoint_config import LLaDAConfig, check_supported
+from vllm_sparsed.models.checkpoint_check import check_supported
+from vllm_sparsed.models.checkpoint_config import LLaDAConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = (

@@ -170,4 +170,4 @@ def test_recorded_patterns(llm: LLM, cases: list[Case], reference: Any) -> None:
     answered = answer_cases(llm, [case], DENSE, ASKING)
     assert answered[0].density is None
     (store,) = llm.collective_rpc(lambda worker: worker.model_runner.store)
-    assert store.num_free_rows == store.size.num_rows
+    assert store.num_free_rows == store.size.total_rows

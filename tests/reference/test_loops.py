@@ -86,19 +86,12 @@ def test_llada_takes_the_most_confident_of_the_block_first() -> None:
     assert steps[1].order_margin == math.inf
 
 
-@pytest.mark.parametrize(
-    ("earlier_blocks", "second_block"),
-    [(False, [{3: 3}, {4: 4}]), (True, [{1: MASK}, {1: MASK}])],
-    ids=["current-block-only", "earlier-blocks-too"],
-)
-def test_llada_mask_as_candidate_uses_up_its_turn(
-    earlier_blocks: bool, second_block: list[dict[int, int]]
-) -> None:
+def test_llada_mask_as_candidate_uses_up_its_turn_and_stays_a_candidate() -> None:
     logits = [one_hot(0, 1), one_hot(MASK, 6), one_hot(2, 1), one_hot(3, 2), one_hot(4, 1)]
     made = request(logits, [0], 4)
-    steps = generate_llada(made, steps=4, block_length=2, earlier_blocks=earlier_blocks)
-    assert decided(steps) == [{1: MASK}, {1: MASK}, *second_block]
-    assert output_tokens(made, steps)[:2] == [MASK, MASK]
+    steps = generate_llada(made, steps=4, block_length=2)
+    assert decided(steps) == [{1: MASK}, {1: MASK}, {1: MASK}, {1: MASK}]
+    assert output_tokens(made, steps) == [MASK] * 4
 
 
 def test_llada_fills_prompt_masks_with_the_first_block() -> None:

@@ -160,13 +160,17 @@ class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
             and FlashAttention gives it; else None.
         """
         if self._flash_version is None or query.dtype == torch.float32:
+            grouped = self.num_heads != self.num_kv_heads
+            # In float32 PyTorch has no kernel for grouped heads on CUDA but the one that writes out
+            # all scores, which are the square of the length.
+            repeats = self.num_heads // self.num_kv_heads if query.dtype == torch.float32 else 1
             for start, end in metadata.dense_bounds:
                 output[start:end] = F.scaled_dot_product_attention(
                     query[start:end].transpose(0, 1)[None],
-                    key[start:end].transpose(0, 1)[None],
-                    value[start:end].transpose(0, 1)[None],
+                    _repeat_heads(key[start:end], repeats),
+                    _repeat_heads(value[start:end], repeats),
                     scale=self.scale,
-                    enable_gqa=self.num_heads != self.num_kv_heads,
+                    enable_gqa=grouped and repeats == 1,
                 )[0].transpose(0, 1)
             return None
         from vllm.v1.attention.backends.fa_utils import flash_attn_varlen_func
@@ -212,6 +216,12 @@ class SparsedAttentionImpl(AttentionImpl[SparsedMetadata]):
                 indices=metadata.store.indices[index],
                 counts=metadata.store.counts[index],
             )
+
+
+def _repeat_heads(x: torch.Tensor, repeats: int) -> torch.Tensor:
+    """[tokens, heads, head_size] to [1, heads * repeats, tokens, head_size]: each head so often."""
+    x = x.transpose(0, 1)
+    return (x if repeats == 1 else x.repeat_interleave(repeats, dim=0))[None]
 
 
 def _flash_attention_version(head_size: int) -> int | None:

@@ -13,16 +13,28 @@ class PatternStoreSize:
     """Dimensions of a pattern store.
 
     Attributes:
-        num_rows: pattern rows (query blocks) that all running requests share.
+        num_rows: pattern rows (query blocks) of a full batch; one request may take them all.
         width: most key blocks that one row of one query head may keep.
     """
 
     num_rows: int
     width: int
 
+    @property
+    def total_rows(self) -> int:
+        """Rows of the store: those of a full batch twice, so that a long request, which holds its
+        rows through many turns of others, leaves short ones theirs."""
+        return 2 * self.num_rows
+
+    @property
+    def max_short_rows(self) -> int:
+        """Most rows of a request that takes them from the half for short requests: four or more of
+        these always fit."""
+        return self.num_rows // 4
+
     def num_bytes(self, num_layers: int, num_heads: int) -> int:
         """Bytes of the store of one worker: int16 index lists and int32 counts."""
-        return num_layers * self.num_rows * num_heads * (2 * self.width + 4)
+        return num_layers * self.total_rows * num_heads * (2 * self.width + 4)
 
 
 class PatternStore:
@@ -46,12 +58,12 @@ class PatternStore:
             )
         self.size = size
         self.indices = torch.zeros(
-            (num_layers, size.num_rows, num_heads, size.width), dtype=torch.int16, device=device
+            (num_layers, size.total_rows, num_heads, size.width), dtype=torch.int16, device=device
         )
         self.counts = torch.zeros(
-            (num_layers, size.num_rows, num_heads), dtype=torch.int32, device=device
+            (num_layers, size.total_rows, num_heads), dtype=torch.int32, device=device
         )
-        self._free = list(range(size.num_rows - 1, -1, -1))
+        self._free = list(range(size.total_rows - 1, -1, -1))
 
     @property
     def num_free_rows(self) -> int:

@@ -4,6 +4,7 @@ vLLM calls `verify_and_update_config` once, in the process that builds the confi
 platform adds its own settings.
 """
 
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -22,10 +23,12 @@ from vllm_sparsed.config.settings import (
     server_settings,
     uses_sparse_backend,
 )
+from vllm_sparsed.frontend.installation import install_middleware
 from vllm_sparsed.kernels.block_selection import MAX_BLOCKS
 from vllm_sparsed.kernels.block_sparse_attention import BLOCK_SIZES, flash_attention_4
 from vllm_sparsed.logger import init_logger
-from vllm_sparsed.models.checkpoint_config import check_supported
+from vllm_sparsed.models.checkpoint_check import check_supported
+from vllm_sparsed.models.special_tokens import set_special_tokens
 from vllm_sparsed.scheduling.metrics import COUNTERS_KEY, export_step_counters, make_counters_folder
 
 if TYPE_CHECKING:
@@ -54,11 +57,17 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
             ParameterError: a bad value in `--additional-config`.
         """
         check_supported(vllm_config.model_config.hf_config)
+        set_special_tokens(vllm_config.model_config)
         _refuse_unsupported(vllm_config)
         model_config = vllm_config.model_config
         scheduler_config = vllm_config.scheduler_config
         server = server_settings(vllm_config)
         _check_sparse_attention(vllm_config, server)
+        if server.defaults.show_canvas and vllm_config.parallel_config.data_parallel_size > 1:
+            raise ValueError(
+                "diffusion.show_canvas is not supported with --data-parallel-size above 1, where a "
+                "question reaches the first engine alone; leave one of them out."
+            )
 
         vllm_config.parallel_config.worker_cls = (
             CPU_WORKER if current_platform.is_cpu() else GPU_WORKER
@@ -100,6 +109,8 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
             }
         # This is the front end; where it has several processes, each exports for itself.
         export_step_counters(folder)
+        if "fastapi" in sys.modules:  # an API server, not an engine in a user's program
+            install_middleware()
         model_config.logits_processors = [request_check_name(server, folder)]
 
 

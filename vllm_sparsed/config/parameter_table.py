@@ -11,9 +11,24 @@ from typing import Any, Final, Literal
 
 LLADA_ALGORITHMS: Final = ("low_confidence", "random")
 DREAM_ALGORITHMS: Final = ("origin", "maskgit_plus", "topk_margin", "entropy")
-# Tokens of a semi-autoregressive block where neither request nor server says; the Dream
-# algorithms take the whole canvas as one block.
-LLADA_BLOCK_LENGTH: Final = 32
+# Tokens of a semi-autoregressive block where neither request nor server says; with a schedule the
+# Dream algorithms take the whole canvas as one block.
+BLOCK_LENGTH: Final = 32
+
+PACES: Final[Mapping[str, tuple[str, ...]]] = {
+    "threshold": ("low_confidence", "maskgit_plus", "topk_margin"),
+    "factor": ("low_confidence", "maskgit_plus", "topk_margin"),
+    "entropy_bound": ("low_confidence", "maskgit_plus", "topk_margin", "entropy"),
+    "entropy_threshold": ("low_confidence", "maskgit_plus", "topk_margin", "entropy"),
+}
+"""The parameters that decide by what the model is sure of in place of a schedule, at most one of
+them in a request, and the algorithms that each goes with: the others' order is random."""
+
+SEVERAL_BLOCKS_PACES: Final = ("threshold", "entropy_threshold")
+"""Paces that decide in several blocks at once: those that judge each candidate by itself."""
+
+BLOCK_FULL: Final = 0.95
+"""`block_full` where nobody gives it, as in d3LLM."""
 
 BLOCK_SIZES: Final = (16, 32, 64, 128)  # those of the kernels, which import PyTorch
 
@@ -93,7 +108,7 @@ class Parameter:
             return "a boolean: true, false, 1 or 0"
         noun = "an integer" if self.kind == "integer" else "a number"
         if self.maximum is None:
-            return f"{noun} >= {self.minimum}"
+            return f"{noun} {'>' if self.open_minimum else '>='} {self.minimum}"
         left, right = "(" if self.open_minimum else "[", ")" if self.open_maximum else "]"
         return f"{noun} in {left}{self.minimum}, {self.maximum}{right}"
 
@@ -189,10 +204,79 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "integer",
         None,
         "Denoising steps of the whole request, spread evenly over its blocks; a block never takes "
-        "more steps than it has masks nor fewer than one.",
+        "more steps than it has masks nor fewer than one. With a pace (the four parameters below) "
+        "the most that it may take: the last one decides all that is left.",
         default_text="as many as canvas tokens",
         minimum=1,
         maximum=_MAX_INTEGER,
+    ),
+    Parameter(
+        "diffusion",
+        "threshold",
+        "number",
+        None,
+        "Pace: a step decides every candidate whose confidence (the probability of its token; with "
+        "topk_margin the margin) is at least this, and the best one always.",
+        default_text="off",
+        minimum=0,
+        maximum=1,
+        open_minimum=True,
+    ),
+    Parameter(
+        "diffusion",
+        "factor",
+        "number",
+        None,
+        "Pace: of the candidates by falling probability c, a step decides the first, and then as "
+        "long as the n-th has c >= 1 - factor / (n + 1).",
+        default_text="off",
+        minimum=0,
+        open_minimum=True,
+    ),
+    Parameter(
+        "diffusion",
+        "entropy_bound",
+        "number",
+        None,
+        "Pace: of the candidates by rising entropy, a step decides the first, and then as long as "
+        "the entropies before the n-th add up to no more than this (nats).",
+        default_text="off",
+        minimum=0,
+    ),
+    Parameter(
+        "diffusion",
+        "entropy_threshold",
+        "number",
+        None,
+        "Pace: a step decides every candidate whose entropy is below this (nats), and the lowest "
+        "always.",
+        default_text="off",
+        minimum=0,
+        open_minimum=True,
+    ),
+    Parameter(
+        "diffusion",
+        "block_add",
+        "number",
+        None,
+        f"With {' or '.join(SEVERAL_BLOCKS_PACES)}, for checkpoints distilled for it: the next "
+        "block opens when this share of the last open one is decided.",
+        default_text="off: one block at a time",
+        minimum=0,
+        maximum=1,
+        open_minimum=True,
+    ),
+    Parameter(
+        "diffusion",
+        "block_full",
+        "number",
+        None,
+        "With block_add: a later block has a token decided in every step, sure or not, once this "
+        "share of the block before it is.",
+        default_text=f"{BLOCK_FULL:g}",
+        minimum=0,
+        maximum=1,
+        open_minimum=True,
     ),
     Parameter(
         "diffusion",
@@ -200,8 +284,8 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "integer",
         None,
         "Tokens of a semi-autoregressive block; the last block may be shorter.",
-        default_text=f"{LLADA_BLOCK_LENGTH} with {' and '.join(LLADA_ALGORITHMS)}, else the whole "
-        "canvas",
+        default_text=f"{BLOCK_LENGTH} with {' and '.join(LLADA_ALGORITHMS)} and with every pace, "
+        "else the whole canvas",
         minimum=1,
         maximum=_MAX_INTEGER,
     ),
@@ -248,6 +332,28 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
     ),
     Parameter(
         "diffusion",
+        "top_p",
+        "number",
+        None,
+        "In place of top_p, and at temperature 0 too, where vLLM drops top_p; it shapes the "
+        "confidence of maskgit_plus, topk_margin and entropy there.",
+        default_text="top_p",
+        minimum=0,
+        maximum=1,
+        open_minimum=True,
+    ),
+    Parameter(
+        "diffusion",
+        "top_k",
+        "integer",
+        None,
+        "In place of top_k, likewise; 0 keeps all tokens.",
+        default_text="top_k",
+        minimum=0,
+        maximum=_MAX_INTEGER,
+    ),
+    Parameter(
+        "diffusion",
         "logits_eos_inf",
         "boolean",
         False,
@@ -259,6 +365,14 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "boolean",
         False,
         "Candidates that end the sequence or the turn have confidence -inf: they come last.",
+    ),
+    Parameter(
+        "diffusion",
+        "show_canvas",
+        "boolean",
+        False,
+        "Show the canvas while it is decided, at `/v1/canvases/ID`; a request may ask for it where "
+        "the server's value is true, which is no default for requests.",
     ),
     Parameter(
         "diffusion",
@@ -301,8 +415,8 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "select",
         "number",
         None,
-        "Share of the key blocks that each query block keeps (SparseD's rho); a request may ask "
-        f"for no more than the server's value, {LONG_SELECT:g} where it has none.",
+        "Share of the key blocks that each query block keeps (SparseD's rho); the server's value "
+        "sizes the pattern store, and a request whose patterns are wider stays dense.",
         default_text=SELECT_BY_LENGTH,
         minimum=0,
         maximum=1,
@@ -313,8 +427,8 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "block_size",
         "integer",
         None,
-        "Tokens of a block of the pattern; a request may ask for no less than the server's value, "
-        f"{LONG_BLOCK_SIZE} where it has none.",
+        "Tokens of a block of the pattern; the server's value sizes the pattern store, and a "
+        "request whose patterns are larger stays dense.",
         default_text=BLOCK_SIZE_BY_LENGTH,
         choices=BLOCK_SIZES,
     ),

@@ -9,17 +9,19 @@ processes use it alone.
 
 import difflib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from vllm_sparsed.config.parameter_table import (
+    BLOCK_LENGTH,
     BLOCK_SIZES,
     LLADA_ALGORITHMS,
-    LLADA_BLOCK_LENGTH,
     LONG_BLOCK_SIZE,
     LONG_SELECT,
+    PACES,
     PARAMETERS,
+    SEVERAL_BLOCKS_PACES,
     SHORT_BLOCK_SIZE,
     SHORT_CONTEXT,
     SHORT_SELECT,
@@ -49,23 +51,44 @@ class RequestParameters:
     """Validated parameters of one request; the fields are those of `PARAMETERS`.
 
     `steps` None: as many as canvas tokens; `block_length` None: the whole canvas is one block.
-    In a server's defaults `block_length` None means that the algorithm decides. `sparsed_select`
-    and `sparsed_block_size` None: by the length of the request, see `pattern_settings`.
+    In a server's defaults `block_length` None means that the algorithm decides. At most one of the
+    paces (`PACES`) is given; all None: a fixed schedule. `block_add` None: one block at a time.
+    `top_p` and `top_k` None: as in vLLM's `SamplingParams`, which drops its own at temperature 0.
+    `sparsed_select` and `sparsed_block_size` None: by the length of the request, see
+    `pattern_settings`.
     """
 
     steps: int | None
+    threshold: float | None
+    factor: float | None
+    entropy_bound: float | None
+    entropy_threshold: float | None
+    block_add: float | None
+    block_full: float | None
     block_length: int | None
     alg: str
     alg_temp: float
     eps: float
     cfg_scale: float
+    top_p: float | None
+    top_k: int | None
     logits_eos_inf: bool
     confidence_eos_eot_inf: bool
+    show_canvas: bool
     sparsed_enabled: bool
     sparsed_dense_if_faster: bool
     sparsed_skip: float
     sparsed_select: float | None
     sparsed_block_size: int | None
+
+    @property
+    def pace(self) -> tuple[str, float] | None:
+        """Name (of `PACES`) and value of what decides in place of a schedule."""
+        for name in PACES:
+            value: float | None = getattr(self, name)
+            if value is not None:
+                return name, value
+        return None
 
     def pattern_settings(self, seq_len: int) -> tuple[int, float]:
         """Block size and select of a request of so many tokens, prompt and canvas.
@@ -97,21 +120,9 @@ class ServerSettings:
     sparsed_max_canvas: int | None
     sparsed_flash_attention_4: bool
 
-    @property
-    def largest_select(self) -> float:
-        """The most that a request may ask for."""
-        return self.defaults.sparsed_select or LONG_SELECT
-
-    @property
-    def smallest_block_size(self) -> int:
-        """The least that a request may ask for."""
-        return self.defaults.sparsed_block_size or LONG_BLOCK_SIZE
-
     def block_sizes(self, max_model_len: int) -> list[int]:
         """All that requests of up to so many tokens can have, asked for or not; ascending."""
-        asked = [size for size in BLOCK_SIZES if size >= self.smallest_block_size]
-        by_length = [self.defaults.pattern_settings(length)[0] for length in (1, max_model_len)]
-        return sorted({*asked, *by_length})
+        return list(BLOCK_SIZES)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -133,7 +144,8 @@ def parse_server_settings(
         model_alg: the algorithm where the configuration names none.
 
     Raises:
-        ParameterError: an unknown name or bad value in one of the two sections.
+        ParameterError: an unknown name or bad value in one of the two sections, or two values that
+            do not go together.
     """
     given: dict[str, object] = {}
     for group in ("diffusion", "sparsed"):
@@ -150,12 +162,14 @@ def parse_server_settings(
         parsed = parameter.parse(value, key)
         if parsed is not None:
             values[parameter.field] = parsed
-    return ServerSettings(
+    settings = ServerSettings(
         default_canvas=values.pop("default_canvas"),
         sparsed_max_canvas=values.pop("sparsed_max_canvas"),
         sparsed_flash_attention_4=values.pop("sparsed_flash_attention_4"),
         defaults=RequestParameters(**values),
     )
+    _check_pace(values, lambda name: f"diffusion.{name}")
+    return settings
 
 
 def request_parameters(
@@ -165,51 +179,87 @@ def request_parameters(
 
     Args:
         extra_args: `SamplingParams.extra_args`. A parameter given as None counts as not given.
-        settings: the server's; the pattern store was sized for its `sparsed_select` and
-            `sparsed_block_size`, so a request cannot ask for more blocks than these allow at any
-            length.
+        settings: the server's. The pattern store was sized for its `sparsed_select` and
+            `sparsed_block_size`; how much more a request may have depends on its length, so that
+            is seen when it is planned.
 
     Raises:
-        ParameterError: an unknown name, a bad value, or more than the server allows.
+        ParameterError: an unknown name, a bad value, two values that do not go together, or what
+            the server does not allow.
     """
-    values: dict[str, Any] = asdict(settings.defaults)
+    given: dict[str, Any] = {}
     for key, value in (extra_args or {}).items():
         parameter = _BY_REQUEST_KEY.get(key)
         if parameter is not None:
             parsed = parameter.parse(value, key)
             if parsed is not None:
-                values[parameter.field] = parsed
+                given[parameter.field] = parsed
         elif key not in _FOREIGN_KEYS:
             raise _unknown(key, tuple(_BY_REQUEST_KEY))
+    values: dict[str, Any] = asdict(settings.defaults)
+    # The server's is a permission: who reads a canvas reads an answer, so each request asks.
+    values["show_canvas"] = False
+    if not PACES.keys().isdisjoint(given):
+        # A pace of its own takes the place of the server's; so do its blocks, which go with one.
+        values |= dict.fromkeys((*PACES, "block_add", "block_full"))
+    values |= given
+    _check_pace(
+        values, lambda name: f"{'' if name in given else 'the server default '}diffusion_{name}"
+    )
     parameters = _with_block_length(values)
     if parameters.sparsed_enabled and not settings.defaults.sparsed_enabled:
         raise ParameterError(
             "sparsed_enabled is true, but this server attends densely: start it with "
             "--attention-backend sparsed and without sparsed.enabled=false."
         )
-    select, block_size = parameters.sparsed_select, parameters.sparsed_block_size
-    if select is not None and select > settings.largest_select:
+    if parameters.show_canvas and not settings.defaults.show_canvas:
         raise ParameterError(
-            f"sparsed_select is {select:g}, but must be at most {settings.largest_select:g}, "
-            + _server_value("sparsed.select", settings.defaults.sparsed_select)
-        )
-    if block_size is not None and block_size < settings.smallest_block_size:
-        raise ParameterError(
-            f"sparsed_block_size is {block_size}, but must be at least "
-            f"{settings.smallest_block_size}, "
-            + _server_value("sparsed.block_size", settings.defaults.sparsed_block_size)
+            "diffusion_show_canvas is true, but this server shows no canvases: start it with "
+            """--additional-config '{"diffusion": {"show_canvas": true}}'."""
         )
     return parameters
 
 
-def _server_value(key: str, value: float | None) -> str:
-    return f"the server's {key}." if value is not None else f"where the server sets no {key}."
+def _check_pace(values: Mapping[str, Any], named: Callable[[str], str]) -> None:
+    """Refuse what does not go with a pace.
+
+    Args:
+        values: by field.
+        named: how the message names a field.
+    """
+    paces = [name for name in PACES if values[name] is not None]
+    if len(paces) > 1:
+        raise ParameterError(
+            f"{named(paces[0])} and {named(paces[1])} do not go together: give one pace at most."
+        )
+    pace = paces[0] if paces else None
+    if pace is not None and values["alg"] is not None and values["alg"] not in PACES[pace]:
+        raise ParameterError(
+            f"{named(pace)} does not go with {named('alg')} {values['alg']}, but with "
+            f"{', '.join(PACES[pace])}."
+        )
+    if pace is not None and values["alg_temp"] > 0:
+        raise ParameterError(
+            f"{named(pace)} does not go with {named('alg_temp')} {values['alg_temp']:g}, which "
+            "draws the order: it must be 0."
+        )
+    if values["block_full"] is not None and values["block_add"] is None:
+        raise ParameterError(f"{named('block_full')} has no effect without diffusion_block_add.")
+    if values["block_add"] is not None and pace not in SEVERAL_BLOCKS_PACES:
+        other = "without a pace" if pace is None else f"with {named(pace)}"
+        raise ParameterError(
+            f"{named('block_add')} does not go {other}, but with "
+            f"{' or '.join(f'diffusion_{name}' for name in SEVERAL_BLOCKS_PACES)}."
+        )
 
 
 def _with_block_length(values: dict[str, Any]) -> RequestParameters:
-    if values["block_length"] is None and values["alg"] in LLADA_ALGORITHMS:
-        values["block_length"] = LLADA_BLOCK_LENGTH
-    return RequestParameters(**values)
+    parameters = RequestParameters(**values)
+    if parameters.block_length is None and (
+        parameters.alg in LLADA_ALGORITHMS or parameters.pace is not None
+    ):
+        return replace(parameters, block_length=BLOCK_LENGTH)
+    return parameters
 
 
 def _unknown(key: object, known: tuple[str, ...]) -> ParameterError:

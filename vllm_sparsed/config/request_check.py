@@ -19,6 +19,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
 
 from vllm_sparsed.config.parameter_table import shown
 from vllm_sparsed.config.parameters import ParameterError, ServerSettings, request_parameters
+from vllm_sparsed.frontend.admission import tell_admitted, tell_refused
 from vllm_sparsed.scheduling.metrics import export_step_counters
 
 _PREFIX: Final = "RequestCheck_"
@@ -67,6 +68,15 @@ class _RequestCheck(LogitsProcessorV1, LogitsProcessorV2):
         Raises:
             VLLMValidationError: names the parameter and what is allowed.
         """
+        try:
+            cls._check(sampling_params)
+        except VLLMValidationError as error:
+            tell_refused(error)
+            raise
+        tell_admitted()
+
+    @classmethod
+    def _check(cls, sampling_params: SamplingParams) -> None:
         for name, off in _UNSUPPORTED.items():
             value = getattr(sampling_params, name, off)
             if _is_asked(value, off):

@@ -1,27 +1,24 @@
-"""One decoding step of a whole batch: candidates, confidences, and which of them are committed."""
+"""One decoding step of a whole batch: tokens, confidences, and which of them are committed."""
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from vllm_sparsed.decoding.decode_rows import (
-    DecodePlan,
-    DecodeRows,
-    Treatment,
-    arrange,
-    upload,
-)
-from vllm_sparsed.decoding.protocol import Proposal
+from vllm_sparsed.decoding.algorithms import Order
+from vllm_sparsed.decoding.arrangement import Arrangement, CandidateFields, arrange, upload
+from vllm_sparsed.decoding.candidates import Candidates
 from vllm_sparsed.decoding.rng import Stream, gumbel, uniform
 from vllm_sparsed.decoding.shaping import draw, guide, keep_top_k, keep_top_p
-from vllm_sparsed.kernels.confidence_ranking import RankedRows, decide_rows
+from vllm_sparsed.decoding.treatments import Treatment
+from vllm_sparsed.kernels.confidence_ranking import Groups, decide
 from vllm_sparsed.kernels.token_confidence import Draw, token_confidence
+from vllm_sparsed.kernels.token_confidence.torch_path import statistic_torch
 
-__all__ = ["BatchDecoder", "DecodeRows"]
+__all__ = ["BatchDecoder", "Candidates"]
 
 # Elements of a [rows, vocab] matrix that drawing or sorting works on at once: some of its
 # intermediate results have 8 bytes an element.
@@ -29,7 +26,7 @@ _WIDE_ELEMENTS: Final = 1 << 23
 
 
 class BatchDecoder:
-    """Decides which masked rows of a batch become tokens in a step.
+    """Decides which candidates of a batch become tokens in a step.
 
     Nothing in it waits for the device: what decides the control flow is known on the host.
     """
@@ -48,8 +45,8 @@ class BatchDecoder:
 
         Args:
             vocab_size: columns of the logits.
-            mask_token_id: token of an undecided position; it may be a candidate like any other,
-                and a position that gets it stays masked.
+            mask_token_id: token of an undecided position; a candidate may get it like any other,
+                and stays masked then; paces pass it over.
             eos_token_id, eot_token_id: end of sequence and of turn, where the model has them.
             device: where hidden states and logits are.
             max_chunk_rows: rows whose logits exist at the same time.
@@ -63,6 +60,7 @@ class BatchDecoder:
         if max_chunk_rows < 1:
             raise ValueError(f"max_chunk_rows is {max_chunk_rows}")
         self.vocab_size = vocab_size
+        self.mask_token_id = mask_token_id
         self.device = torch.device(device)
         self.max_chunk_rows = max_chunk_rows
         self._wide_rows = max(1, _WIDE_ELEMENTS // vocab_size)
@@ -74,153 +72,183 @@ class BatchDecoder:
     @torch.no_grad()
     def decode(
         self,
-        rows: DecodeRows,
+        candidates: Candidates,
         hidden: Tensor,
         unconditional_hidden: Tensor | None,
         compute_logits: Callable[[Tensor], Tensor],
     ) -> Tensor:
-        """Return the token that each row is committed to in this step, or -1.
+        """Return the token that each candidate is decided to be in this step.
 
-        With the LLaDA algorithms and with `origin`, temperature, top_p and top_k shape the draw
-        of the candidate alone (top_p and top_k are not in LLaDA's reference); with the others
-        they shape the confidence too.
+        With the LLaDA algorithms, with `origin` and with every pace, temperature, top_p and top_k
+        shape the draw of the token alone (top_p and top_k are not in LLaDA's reference); with
+        Dream's other algorithms they shape the confidence too.
 
         Args:
-            rows: the R rows.
-            hidden: [R, hidden_size], the hidden state that decides each row.
+            candidates: R of them.
+            hidden: [R, hidden_size], the hidden state that decides each candidate.
             unconditional_hidden: [Rg, hidden_size], the second sequence's hidden states of the
-                rows whose request has guidance, in row order; None where none has.
+                candidates whose request has guidance, in their order; None where none has.
             compute_logits: maps [n, hidden_size] to logits [n, vocab]; it is called with at most
                 `max_chunk_rows` rows.
 
         Returns:
-            int64 [R] on the device.
+            int64 [R] on the device: a token, UNDECIDED, or NOT_FINITE where the logits of the
+            candidate were not finite.
 
         Raises:
-            ValueError: the shapes do not fit the rows.
+            ValueError: the shapes do not fit the candidates.
         """
-        num_rows = rows.request.size
-        num_guided = int((rows.cfg_scale > 0)[rows.request].sum())
+        num_candidates = candidates.request.size
+        num_guided = int((candidates.cfg_scale > 0)[candidates.request].sum())
         num_unconditional = 0 if unconditional_hidden is None else unconditional_hidden.shape[0]
-        if hidden.shape[0] != num_rows or num_unconditional != num_guided:
+        if hidden.shape[0] != num_candidates or num_unconditional != num_guided:
             raise ValueError(
-                f"{num_rows} rows, {num_guided} of them guided, but {hidden.shape[0]} and "
-                f"{num_unconditional} hidden states"
+                f"{num_candidates} candidates, {num_guided} of them guided, but {hidden.shape[0]} "
+                f"and {num_unconditional} hidden states"
             )
-        if num_rows == 0:
+        if num_candidates == 0:
             return torch.empty(0, dtype=torch.int64, device=self.device)
-        plan = arrange(rows, self.vocab_size)
-        fields = upload(plan.arrays, self.device)
-        order = fields.get("order")
-        if order is not None:
-            hidden = hidden[order]
+        arrangement = arrange(candidates, self.vocab_size)
+        fields = upload(arrangement.fields, self.device)
+        if fields.order is not None:
+            hidden = hidden[fields.order]
             if unconditional_hidden is not None:
-                unconditional_hidden = unconditional_hidden[fields["unconditional"]]
-
-        candidates, confidence = self._propose_all(
-            plan, fields, hidden, unconditional_hidden, compute_logits
+                unconditional_hidden = unconditional_hidden[fields.unconditional]
+        tokens, confidence = self._propose_all(
+            arrangement, fields, hidden, unconditional_hidden, compute_logits
         )
-        return self._decide(fields, candidates, confidence)
+        return self._decide(fields, tokens, confidence)
 
     def _propose_all(
         self,
-        plan: DecodePlan,
-        fields: Mapping[str, Tensor],
+        arrangement: Arrangement,
+        fields: CandidateFields[Tensor],
         hidden: Tensor,
         unconditional_hidden: Tensor | None,
         compute_logits: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Return candidates, int64 [R], and confidences, float [R], in decoding order."""
-        candidates, confidences = [], []
-        for start in range(0, plan.num_rows, self.max_chunk_rows):
-            end = min(start + self.max_chunk_rows, plan.num_rows)
+        """Return tokens, int64 [R], and confidences, float [R], in decoding order."""
+        tokens, confidences = [], []
+        for start in range(0, arrangement.num_candidates, self.max_chunk_rows):
+            end = min(start + self.max_chunk_rows, arrangement.num_candidates)
             chunk = compute_logits(hidden[start:end])
-            for segment in plan.segments:
+            for segment in arrangement.segments:
                 low, high = max(segment.start, start), min(segment.end, end)
                 if low >= high:
                     continue
                 treatment = segment.treatment
                 logits = chunk[low - start : high - start]
                 if treatment.guided:
-                    # Guided rows come first, so both sequences' hidden states share the index.
-                    assert unconditional_hidden is not None
+                    # Guided ones come first, so both sequences' hidden states share the index.
+                    assert unconditional_hidden is not None and fields.cfg_scale is not None
                     unconditional = compute_logits(unconditional_hidden[low:high])
-                    logits = guide(logits, unconditional, fields["cfg_scale"][low:high])
+                    logits = guide(logits, unconditional, fields.cfg_scale[low:high])
                 if treatment.without_eos:
                     logits = logits.index_fill(1, self._eos, -math.inf)
                 wide = treatment.cuts or (treatment.sampled and not _one_pass(logits))
                 for part in logits.split(self._wide_rows if wide else high - low):
-                    part_fields = {name: field[low:][: len(part)] for name, field in fields.items()}
+                    own = fields.part(low, low + len(part))
                     low += len(part)
-                    proposed, confidence = _propose(
-                        treatment, part, part_fields, plan.largest_top_k
-                    )
-                    candidates.append(proposed)
+                    proposed, confidence = _propose(treatment, part, own, arrangement.largest_top_k)
+                    tokens.append(proposed)
                     confidences.append(confidence)
-        if len(candidates) == 1:
-            return candidates[0], confidences[0]
-        return torch.cat(candidates), torch.cat(confidences)
+        if len(tokens) == 1:
+            return tokens[0], confidences[0]
+        return torch.cat(tokens), torch.cat(confidences)
 
     def _decide(
-        self, fields: Mapping[str, Tensor], candidates: Tensor, confidence: Tensor
+        self, fields: CandidateFields[Tensor], tokens: Tensor, confidence: Tensor
     ) -> Tensor:
-        """Return each row's token or -1, int64 [R]: a request's most confident rows are unmasked.
+        """Return what each candidate is decided to be, int64 [R], in the order they were given.
 
-        Among equals the lowest position is first, because the rows are so ordered.
+        Among equals the lowest position is first, because the candidates are so ordered.
         """
-        if "alg_temp" in fields:
+        if fields.alg_temp is not None:
             # The k best of confidence / alg_temp + Gumbel noise are a draw of k without
             # replacement from the softmax; times alg_temp, a temperature of 0 adds nothing.
-            noise = gumbel(_noise(fields, Stream.ORDER_NOISE))
-            confidence = confidence + fields["alg_temp"] * noise
-        if "last_if_end" in fields:
-            is_end = (candidates[:, None] == self._ends).any(dim=1)
-            confidence = confidence.masked_fill(fields["last_if_end"] & is_end, -math.inf)
-        probability = fields.get("unmask_probability")
-        return decide_rows(
-            candidates,
+            confidence = confidence + fields.alg_temp * gumbel(_noise(fields, Stream.ORDER_NOISE))
+        if fields.last_if_end is not None:
+            is_end = (tokens[:, None] == self._ends).any(dim=1) & ~confidence.isnan()
+            confidence = confidence.masked_fill(fields.last_if_end & is_end, -math.inf)
+        return decide(
+            tokens,
             confidence,
-            RankedRows(
-                request=fields["request"],
-                first_row=fields["first_row"],
-                num_to_unmask=fields["num_to_unmask"],
-                order=fields.get("order"),
+            Groups(
+                group=fields.group,
+                first=fields.first,
+                quota=fields.quota,
+                rule=fields.rule,
+                bound=fields.bound,
             ),
-            uniforms=None if probability is None else _noise(fields, Stream.ORIGIN),
-            probability=probability,
+            self.mask_token_id,
+            uniforms=None if fields.probability is None else _noise(fields, Stream.ORIGIN),
+            probability=fields.probability,
+            order=fields.order,
         )
 
 
 def _propose(
-    treatment: Treatment, logits: Tensor, fields: Mapping[str, Tensor], largest_top_k: int
+    treatment: Treatment, logits: Tensor, fields: CandidateFields[Tensor], largest_top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """Return candidates, int64 [rows], and confidences, float [rows], for logits [rows, vocab]."""
+    """Return tokens, int64 [rows], and confidences, float [rows], for logits [rows, vocab]."""
     if _one_pass(logits) and not treatment.cuts:
-        return _propose_in_one_pass(treatment, logits, fields)
+        tokens, statistic = _propose_in_one_pass(treatment, logits, fields)
+    else:
+        tokens, statistic = _propose_in_steps(treatment, logits, fields, largest_top_k)
+    if treatment.ranked:
+        return tokens, statistic
+    if treatment.ranking.order == Order.RANDOM:
+        confidence = _noise(fields, Stream.RANDOM_ORDER)
+    else:
+        confidence = torch.zeros_like(statistic)
+    return tokens, confidence.masked_fill(statistic.isnan(), math.nan)
+
+
+def _propose_in_steps(
+    treatment: Treatment, logits: Tensor, fields: CandidateFields[Tensor], largest_top_k: int
+) -> tuple[Tensor, Tensor]:
+    """Tokens and the statistic, one operation after the other."""
     shaped = logits
     if treatment.sampled:
-        shaped = logits.float() / fields["temperature"].float()[:, None]
+        assert fields.temperature is not None
+        shaped = logits.float() / fields.temperature.float()[:, None]
     if treatment.top_p:
-        shaped = keep_top_p(shaped.float(), fields["top_p"])
+        assert fields.top_p is not None
+        shaped = keep_top_p(shaped.float(), fields.top_p)
     if treatment.top_k:
-        shaped = keep_top_k(shaped.float(), fields["top_k"], largest_top_k)
+        assert fields.top_k is not None
+        shaped = keep_top_k(shaped.float(), fields.top_k, largest_top_k)
 
     if treatment.sampled:
+        assert fields.temperature is not None
         drawn_from = logits
-        if treatment.top_p or treatment.top_k:
+        if treatment.cuts:
             drawn_from = logits.masked_fill(shaped == -math.inf, -math.inf)
         uniforms = _noise(fields, Stream.CANDIDATE, logits.shape[1])
-        candidates = draw(drawn_from, fields["temperature"], uniforms)
+        tokens = draw(drawn_from, fields.temperature, uniforms)
     else:
-        candidates = logits.argmax(dim=1)
+        tokens = logits.argmax(dim=1)
+    behind = shaped if treatment.ranking.shaped else logits
+    probabilities = behind.softmax(dim=1, dtype=torch.float32)
+    return tokens, statistic_torch(probabilities, tokens, treatment.ranking.statistic)
 
-    behind = shaped if treatment.decoder.shapes_confidence else logits
-    proposal = Proposal(
-        candidates,
-        probabilities=lambda: behind.softmax(dim=1, dtype=torch.float32),
-        noise=lambda: _noise(fields, Stream.RANDOM_ORDER),
-    )
-    return candidates, treatment.decoder.confidence(proposal)
+
+def _propose_in_one_pass(
+    treatment: Treatment, logits: Tensor, fields: CandidateFields[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """As `_propose_in_steps`, without top_p and top_k."""
+    draw = None
+    if treatment.sampled:
+        assert fields.temperature is not None
+        draw = Draw(
+            temperature=fields.temperature,
+            seed=fields.seed,
+            step=fields.step,
+            position=fields.position,
+            stream=int(Stream.CANDIDATE),
+            scales=treatment.ranking.shaped,
+        )
+    return token_confidence(logits, treatment.ranking.statistic, draw)
 
 
 def _one_pass(logits: Tensor) -> bool:
@@ -228,31 +256,5 @@ def _one_pass(logits: Tensor) -> bool:
     return logits.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _propose_in_one_pass(
-    treatment: Treatment, logits: Tensor, fields: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """As `_propose`, without top_p and top_k."""
-    decoder = treatment.decoder
-    draw = None
-    if treatment.sampled:
-        draw = Draw(
-            temperature=fields["temperature"],
-            seed=fields["seed"],
-            step=fields["step"],
-            position=fields["position"],
-            stream=int(Stream.CANDIDATE),
-            scales=decoder.shapes_confidence,
-        )
-    candidates, confidence = token_confidence(logits, decoder.statistic, draw)
-    if confidence is None:
-        proposal = Proposal(
-            candidates,
-            probabilities=lambda: logits.softmax(dim=1, dtype=torch.float32),
-            noise=lambda: _noise(fields, Stream.RANDOM_ORDER),
-        )
-        confidence = decoder.confidence(proposal)
-    return candidates, confidence
-
-
-def _noise(fields: Mapping[str, Tensor], stream: Stream, columns: int | None = None) -> Tensor:
-    return uniform(fields["seed"], fields["step"], fields["position"], stream, columns)
+def _noise(fields: CandidateFields[Tensor], stream: Stream, columns: int | None = None) -> Tensor:
+    return uniform(fields.seed, fields.step, fields.position, stream, columns)

@@ -1,7 +1,8 @@
-"""Configurations of the checkpoints, and what of them this package implements.
+"""Configurations of the checkpoints.
 
 vLLM reads `config.json` through these classes, so no remote code is needed. They present the names
-that vLLM expects and keep the checkpoint's own as they are.
+that vLLM expects and keep the checkpoint's own as they are. What decides is the architecture: two
+may have the same `model_type`.
 """
 
 from collections.abc import Mapping
@@ -9,59 +10,57 @@ from typing import Any, ClassVar, Final
 
 from transformers import PretrainedConfig
 
-# Rotary scalings whose angles depend on the position alone, and the keys that each needs.
-ROPE_KEYS: Final[dict[str, tuple[str, ...]]] = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "ntk": ("factor",),
-    "yarn": ("factor", "original_max_position_embeddings"),
-    "llama3": (
-        "factor",
-        "original_max_position_embeddings",
-        "low_freq_factor",
-        "high_freq_factor",
-    ),
-}
-
-_LLADA_MOE: Final = "LLaDAMoEModelLM"
+from vllm_sparsed.models.registry import MODELS, UNSERVED, served_architectures, unserved_model
+from vllm_sparsed.models.rotary_parameters import complete_parameters, scaled_length
 
 
-class _RotaryConfig(PretrainedConfig):
-    """Keeps rope_theta, rope_scaling and rope_parameters one thing, whichever is overridden.
+class _CheckpointConfig(PretrainedConfig):
+    """Reads config.json through the class of its architecture.
 
-    vLLM applies `--hf-overrides` by setting attributes, after the configuration was read: a new
+    It keeps rope_theta, rope_scaling and rope_parameters one thing, whichever is overridden: vLLM
+    applies `--hf-overrides` by setting attributes, after the configuration was read, and a new
     rope_theta would be ignored and a new rope_scaling would lose the checkpoint's rope_theta.
     """
 
-    default_theta = 10_000.0
+    default_theta: ClassVar[float] = 10_000.0
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers', but an instance of the architecture's class.
+
+        Raises:
+            ValueError: an architecture that is not served.
+        """
+        kind = _class_of(config_dict, cls)
+        # Not the one of this class again.
+        return super(_CheckpointConfig, kind).from_dict(config_dict, **kwargs)
+
+    def __init__(self, **kwargs: Any) -> None:
+        # Another architecture's may stand in config.json.
+        kwargs.pop("model_type", None)
+        super().__init__(**kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "rope_theta":
             if value is None:
                 return
             name, value = "rope_parameters", {**self.rope_parameters, "rope_theta": value}
-        elif name in ("rope_scaling", "rope_parameters"):
-            name, value = "rope_parameters", self._complete(value)
+        if name in ("rope_scaling", "rope_parameters"):
+            present = self.__dict__.get("rope_parameters", {})
+            theta = present.get("rope_theta", self.default_theta)
+            name, value = "rope_parameters", complete_parameters(value, theta)
+            # vLLM takes the positions of these scalings from the configuration.
+            length = scaled_length(value)
+            if length > self.max_position_embeddings:
+                self.max_position_embeddings = length
         super().__setattr__(name, value)
 
-    def _complete(self, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-        complete = {"rope_type": "default", **(parameters or {})}
-        legacy_name = complete.pop("type", None)
-        if legacy_name is not None and "rope_type" not in (parameters or {}):
-            complete["rope_type"] = legacy_name
-        present = self.__dict__.get("rope_parameters", {})
-        complete.setdefault("rope_theta", present.get("rope_theta", self.default_theta))
-        return complete
 
-
-class LLaDAConfig(_RotaryConfig):
-    """config.json of LLaDA-8B, LLaDA-1.5 and iLLaDA.
+class LLaDAConfig(_CheckpointConfig):
+    """config.json of LLaDA.
 
     Attributes:
         vocab_size: rows of the embedding, the checkpoint's embedding_size.
-        mask_token_id: token of an undecided position.
-        eos_token_id: end of text.
     """
 
     model_type = "llada"
@@ -93,20 +92,9 @@ class LLaDAConfig(_RotaryConfig):
         rope_parameters: dict[str, Any] | None = None,
         rope_theta: float | None = None,
         rope_scaling: dict[str, Any] | None = None,
-        mask_token_id: int | None = 126336,
-        eos_token_id: int | None = 126081,
         **kwargs: Any,
     ) -> None:
-        """Take the keys of config.json.
-
-        Raises:
-            ValueError: the checkpoint is LLaDA-MoE, which has the same model_type.
-        """
-        if _LLADA_MOE in (kwargs.get("architectures") or ()):
-            raise ValueError(
-                f"{_LLADA_MOE} (LLaDA-MoE) is not supported; of model_type 'llada' only "
-                "LLaDAModelLM is (LLaDA-8B, LLaDA-1.5, iLLaDA)."
-            )
+        """Take the keys of config.json."""
         self.d_model = d_model
         self.n_heads = n_heads
         self.n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
@@ -120,18 +108,11 @@ class LLaDAConfig(_RotaryConfig):
         self.rms_norm_eps = rms_norm_eps
         self.rope_parameters = rope_parameters or rope_scaling
         self.rope_theta = rope_theta
-        self.mask_token_id = 126336 if mask_token_id is None else mask_token_id
-        self.eos_token_id = 126081 if eos_token_id is None else eos_token_id
         super().__init__(**kwargs)
 
 
-class DreamConfig(_RotaryConfig):
-    """config.json of Dream-7B, DiffuCoder and Dream-Coder.
-
-    Attributes:
-        mask_token_id: token of an undecided position.
-        eos_token_id: end of text.
-    """
+class DreamConfig(_CheckpointConfig):
+    """config.json of Dream, DiffuCoder and Dream-Coder: Qwen2's keys."""
 
     model_type = "Dream"
     default_theta = 1_000_000.0
@@ -153,8 +134,6 @@ class DreamConfig(_RotaryConfig):
         rope_parameters: dict[str, Any] | None = None,
         rope_theta: float | None = None,
         rope_scaling: dict[str, Any] | None = None,
-        mask_token_id: int | None = 151666,
-        eos_token_id: int | None = 151643,
         **kwargs: Any,
     ) -> None:
         """Take the keys of config.json."""
@@ -174,80 +153,52 @@ class DreamConfig(_RotaryConfig):
         self.sliding_window = sliding_window if use_sliding_window else None
         self.rope_parameters = rope_parameters or rope_scaling
         self.rope_theta = rope_theta
-        self.mask_token_id = 151666 if mask_token_id is None else mask_token_id
-        self.eos_token_id = 151643 if eos_token_id is None else eos_token_id
         super().__init__(**kwargs)
 
 
-# What each key may say. A key that is absent asks for nothing.
-_ALLOWED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
-    "llada": {
-        "activation_type": ("silu",),
-        "alibi": (False, None),
-        "attention_layer_norm": (False, None),
-        "bias_for_layer_norm": (False, None),
-        "block_group_size": (1, None),
-        "block_type": ("llama",),
-        "clip_qkv": (None,),
-        "include_bias": (False, None),
-        "input_emb_norm": (False, None),
-        "layer_norm_type": ("rms",),
-        "layer_norm_with_affine": (True, None),
-        "multi_query_attention": (False, None),
-        "rope": (True,),
-        "scale_logits": (False, None),
-        "sliding_window": (None,),
-    },
-    "Dream": {
-        "hidden_act": ("silu",),
-        "use_sliding_window": (False, None),
-    },
+class UnservedConfig(PretrainedConfig):
+    """In place of the configuration of a model that is known and not served."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Refuse.
+
+        Raises:
+            ValueError: always; says what the model is and what serves it.
+        """
+        model = unserved_model(config_dict.get("architectures") or (), cls.model_type)
+        assert model is not None
+        raise ValueError(model.refusal)
+
+
+UNSERVED_CONFIGS: Final[Mapping[str, type[PretrainedConfig]]] = {
+    model_type: type("UnservedConfig", (UnservedConfig,), {"model_type": model_type})
+    for model in UNSERVED
+    for model_type in model.model_types
+}
+"""By `model_type`."""
+
+_CLASSES: Final[Mapping[str, type[_CheckpointConfig]]] = {
+    kind.__name__: kind for kind in (LLaDAConfig, DreamConfig)
 }
 
+CONFIGS: Final[Mapping[str, type[PretrainedConfig]]] = {
+    kind.model_type: kind for kind in _CLASSES.values()
+}
+"""By `model_type`; config.json of another architecture of the same type is read by its own."""
 
-def check_supported(hf_config: Any) -> None:
-    """Refuse a checkpoint that asks for something that is not implemented.
 
-    Args:
-        hf_config: a `LLaDAConfig` or `DreamConfig`, overrides applied.
-
-    Raises:
-        ValueError: names the key, its value and what it may be.
-    """
-    name = (hf_config.architectures or [hf_config.model_type])[0]
-    for key, allowed in _ALLOWED[hf_config.model_type].items():
-        if hasattr(hf_config, key) and getattr(hf_config, key) not in allowed:
-            raise ValueError(
-                f"{name}: {key}={getattr(hf_config, key)!r} in config.json is not supported; "
-                f"it must be {allowed[0]!r}."
-            )
-    kinds = getattr(hf_config, "layer_types", None) or ()
-    if any(kind != "full_attention" for kind in kinds):
-        raise ValueError(
-            f"{name}: layer_types in config.json must all be 'full_attention', not {kinds}."
-        )
-    rope_type = hf_config.rope_parameters["rope_type"]
-    if rope_type not in ROPE_KEYS:
-        raise ValueError(
-            f"{name}: rope_type={rope_type!r} is not supported; it must be one of "
-            f"{', '.join(ROPE_KEYS)}."
-        )
-    for key in ROPE_KEYS[rope_type]:
-        if hf_config.rope_parameters.get(key) is None:
-            raise ValueError(f"{name}: rope_parameters of rope_type={rope_type!r} need {key}.")
-    for key in ("mask_token_id", "eos_token_id"):
-        token = getattr(hf_config, key)
-        if not isinstance(token, int) or not 0 <= token < hf_config.vocab_size:
-            raise ValueError(
-                f"{name}: {key}={token!r} in config.json must be a token id below the vocabulary "
-                f"size {hf_config.vocab_size}."
-            )
-    for larger, smaller in (
-        ("hidden_size", "num_attention_heads"),
-        ("num_attention_heads", "num_key_value_heads"),
-    ):
-        if getattr(hf_config, larger) % getattr(hf_config, smaller):
-            raise ValueError(
-                f"{name}: {larger}={getattr(hf_config, larger)} must be a multiple of "
-                f"{smaller}={getattr(hf_config, smaller)}."
-            )
+def _class_of(config_dict: dict[str, Any], asked: type[Any]) -> type[Any]:
+    architectures = config_dict.get("architectures") or ()
+    if not architectures:
+        return asked
+    for architecture in architectures:
+        if architecture in MODELS:
+            return _CLASSES[MODELS[architecture].config_class]
+    model = unserved_model(architectures, None)
+    if model is not None:
+        raise ValueError(model.refusal)
+    raise ValueError(
+        f"The architecture {', '.join(architectures)} of model_type {asked.model_type!r} is not "
+        f"served by vllm_sparsed; of this type these are: {served_architectures(asked.model_type)}."
+    )

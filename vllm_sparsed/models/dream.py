@@ -11,8 +11,6 @@ from vllm_sparsed.models.layers import STACKED_PROJECTIONS, MaskedDiffusionModel
 class DreamModel(MaskedDiffusionModel):
     """Dream: Qwen2's layers and names; row p of the logits predicts position p + 1."""
 
-    logit_shift: ClassVar[bool] = True
-
     hf_to_vllm_mapper: ClassVar[WeightsMapper] = WeightsMapper(
         orig_to_new_stacked=STACKED_PROJECTIONS
     )

@@ -30,12 +30,14 @@ from vllm.sequence import IntermediateTensors
 
 from vllm_sparsed.kernels.silu_and_mul import silu_and_mul
 from vllm_sparsed.models.bidirectional_attention import BidirectionalAttention
+from vllm_sparsed.models.checkpoint_weights import load_complete
 from vllm_sparsed.models.fp8_rows import (
     accept_fp8_rows,
     gate_to_fp8,
     norm_to_fp8,
     takes_fp8_rows,
 )
+from vllm_sparsed.models.registry import MODELS
 from vllm_sparsed.models.rotary import Rotary
 
 STACKED_PROJECTIONS = {
@@ -48,12 +50,13 @@ STACKED_PROJECTIONS = {
 """Checkpoint projections that vLLM's layers hold in one matrix, and the part of it they fill."""
 
 
-class ResidualProjection(RowParallelLinear):
+class ResidualRowParallelLinear(RowParallelLinear):
     """A projection back to the hidden size, which can add its product to the residual sum itself.
 
     Where it does, the sum is read and written by the matrix product (cuBLAS, beta = 1), rounded
     once, and one pass over the hidden states is saved. Quantized weights and sums over
-    tensor-parallel ranks do not allow it.
+    tensor-parallel ranks do not allow it. Quantizations find their layers by "Linear" in the
+    class's name.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -132,7 +135,7 @@ class SelfAttention(nn.Module):
             prefix=f"{prefix}.qkv_proj",
         )
         accept_fp8_rows(self.qkv_proj)
-        self.o_proj = ResidualProjection(
+        self.o_proj = ResidualRowParallelLinear(
             config.hidden_size,
             config.hidden_size,
             bias=False,
@@ -170,7 +173,7 @@ class SwiGLU(nn.Module):
             quant_config=quant_config,
             prefix=f"{prefix}.gate_up_proj",
         )
-        self.down_proj = ResidualProjection(
+        self.down_proj = ResidualRowParallelLinear(
             config.intermediate_size,
             config.hidden_size,
             bias=False,
@@ -265,8 +268,6 @@ class MaskedDiffusionModel(nn.Module, SupportsQuant):
         logit_shift: whether row p of the logits predicts position p + 1.
     """
 
-    logit_shift: ClassVar[bool]
-
     packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
@@ -285,6 +286,10 @@ class MaskedDiffusionModel(nn.Module, SupportsQuant):
         super().__init__()
         config = vllm_config.model_config.hf_config
         self.config = config
+        self.logit_shift = MODELS[vllm_config.model_config.architecture].logit_shift
+        self._quant_config = vllm_config.quant_config
+        # These set parameters themselves.
+        self._is_loaded = vllm_config.load_config.load_format in ("dummy", "sharded_state")
         self.model = Transformer(vllm_config, qkv_bias, prefix=maybe_prefix(prefix, "model"))
         self.lm_head = ParallelLMHead(
             config.vocab_size,
@@ -328,6 +333,22 @@ class MaskedDiffusionModel(nn.Module, SupportsQuant):
         return self.logits_processor(self.lm_head, hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint's tensors; returns the names of the parameters that were set."""
-        loader = AutoWeightsLoader(self)
-        return loader.load_weights(weights, mapper=self.hf_to_vllm_mapper)
+        """Load a checkpoint's tensors; returns the names of the parameters that were set.
+
+        Raises:
+            ValueError: the first time, when tensors are missing.
+        """
+        if self._is_loaded:
+            # An update of a running engine may be of some tensors.
+            loader = AutoWeightsLoader(self)
+            return loader.load_weights(weights, mapper=self.hf_to_vllm_mapper)
+        loaded = load_complete(
+            self, weights, self.hf_to_vllm_mapper, self.checkpoint_name, self._quant_config
+        )
+        self._is_loaded = True
+        return loaded
+
+    @staticmethod
+    def checkpoint_name(name: str) -> str:
+        """The checkpoint's name of what is `name` here; the same unless a model says otherwise."""
+        return name

@@ -30,7 +30,7 @@ class Rotary(nn.Module):
         self.head_size: int = config.hidden_size // config.num_attention_heads
         parameters = dict(config.rope_parameters)
         length = config.max_position_embeddings
-        if parameters["rope_type"] in ("default", "llama3"):
+        if parameters["rope_type"] in ("default", "ntk", "llama3"):
             length = max(length, max_model_len)
         elif parameters["rope_type"] == "dynamic":
             # Scaled for the served length: the angles must not change as a sequence grows.

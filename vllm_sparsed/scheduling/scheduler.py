@@ -2,67 +2,188 @@
 
 import itertools
 import time
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import EngineCoreEventType
+from vllm.v1.engine import EngineCoreEventType, EngineCoreOutputs, FinishReason
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
+from vllm.v1.sample.logits_processor import validate_logits_processors_parameters
 
+from vllm_sparsed.attention.pattern_store import PatternStoreSize
 from vllm_sparsed.config.settings import engine_settings
 from vllm_sparsed.logger import init_logger
+from vllm_sparsed.models.special_tokens import with_end_tokens
 from vllm_sparsed.planning.request_plan import RequestPlan, plan_request
 from vllm_sparsed.scheduling.metrics import StepCounters
+from vllm_sparsed.scheduling.turns import FairTurns, Turn
+from vllm_sparsed.worker.step_output import StepReport
 
 logger = init_logger(__name__)
+
+LEAST_WEIGHT: Final = 1 / 16
+"""Share of a request of the lowest of many priorities, relative to one of the highest."""
 
 
 @dataclass(slots=True)
 class _Progress:
-    """A running request's plan and the denoising steps it has been scheduled for."""
+    """What the scheduler knows of a request that runs or waits.
+
+    Attributes:
+        next_tokens: tokens that its next step takes of the budget.
+        next_cost: tokens that this step computes.
+        step: denoising steps it has been scheduled for.
+        turn: of a running request, else None.
+    """
 
     plan: RequestPlan
+    next_tokens: int
+    next_cost: int
     step: int = 0
+    turn: Turn | None = None
 
 
 class DenoisingScheduler(Scheduler):
-    """Schedules one denoising step of every running request in every engine step.
+    """Schedules one denoising step of some of the running requests in every engine step.
 
-    A request reserves its tokens (prompt and canvas; twice where it is guided) for as long as it
-    runs, and is admitted once they fit `max_num_batched_tokens` and its block patterns fit the
-    pattern store: what runs always fits. Waiting requests are admitted strictly in the order of
-    the policy (FCFS or priority): none is overtaken, so none starves. There is no key/value cache;
-    a preempted request starts again at its first step.
+    Requests run, up to `max_num_seqs`, that hold their rows of the pattern store; in each engine
+    step those among them take a denoising step whose tokens (prompt and canvas; twice where a
+    request is guided) fit `max_num_batched_tokens`, in turns that are fair by tokens
+    (`FairTurns`). All others lose nothing: what a step needs is the request's own state.
+
+    Waiting requests are admitted in the order of the policy (FCFS or priority). One that waits for
+    rows of the store holds up only those that take theirs from the same half of it, so none is
+    overtaken by one that takes what it waits for. There is no key/value cache; a preempted request
+    starts again at its first step.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.settings = engine_settings(self.vllm_config)
         self._vocab_size = self.vllm_config.model_config.get_vocab_size()
+        self._end_token_ids = self.vllm_config.model_config.hf_config.end_token_ids
         self._progress: dict[str, _Progress] = {}
+        # Why requests end as errors that have not been told so yet.
+        self._errors: dict[str, str] = {}
+        self._turns = FairTurns(self.settings.max_batch_tokens)
+        # Whether a waiting request may be admitted that could not be when last looked for.
+        self._may_admit = True
         self._counters = StepCounters.for_writing(self.vllm_config)
         self._num_unseeded = itertools.count()
 
     def add_request(self, request: Request) -> None:
-        """Queue a request; one that could not be run is finished as an error, harming no other.
+        """Queue a request and plan it; one that cannot be planned ends as an error of its own.
 
-        These are streaming-input sessions, whose canvas has no known length, and token ids outside
-        the vocabulary, which vLLM's front end lets through where it has no tokenizer.
+        The front end's check refuses such requests earlier and better; here arrive those of clients
+        that go round it, and token ids outside the vocabulary, which it lets through where it has
+        no tokenizer.
         """
-        self._seed(request)
+        known = self.requests.get(request.request_id)
+        if known is not None and known.streaming_queue is None:
+            logger.warning("Request %s is dropped: one of that id runs", request.request_id)
+            return
+        self._may_admit = True
         super().add_request(request)
-        tokens = request.prompt_token_ids
-        if (
-            request.resumable
-            or not tokens
-            or not 0 <= min(tokens) <= max(tokens) < self._vocab_size
-        ):
-            # vLLM's own list of requests that update_from_output is to finish as errors.
-            self.grammar_compile_error_reqs.add(request.request_id)
+        if known is not None:
+            return
+        try:
+            self._begin(request, self._plan(request))
+        except Exception as error:
+            # What a client may put into a request by hand fails in many ways.
+            self._fail(request.request_id, f"{error}" or type(error).__name__)
+
+    def _plan(self, request: Request) -> RequestPlan:
+        """Check and plan a request.
+
+        Raises:
+            ValueError: names what is wrong with it, as do other exceptions.
+        """
+        if request.resumable:
+            raise ValueError("streaming input is not supported: a canvas has a known length")
+        tokens, params = request.prompt_token_ids, request.sampling_params
+        if not tokens or request.prompt_embeds is not None:
+            raise ValueError("the prompt must be token ids")
+        if params is None:
+            raise ValueError("sampling parameters are missing")
+        if not 0 <= min(tokens) <= max(tokens) < self._vocab_size:
+            raise ValueError(f"the prompt has token ids outside [0, {self._vocab_size})")
+        if len(tokens) >= self.settings.max_model_len:
+            raise ValueError(
+                f"the prompt of {len(tokens)} tokens leaves no room for an answer in a context of "
+                f"{self.settings.max_model_len}"
+            )
+        validate_logits_processors_parameters(
+            self.vllm_config.model_config.logits_processors, params
+        )
+        self._seed(request)
+        assert request.sampling_params is not None
+        request.sampling_params = with_end_tokens(request.sampling_params, self._end_token_ids)
+        plan = plan_request(tokens, params, self.settings)
+        logger.debug("Request %s attends %s", request.request_id, plan.attention)
+        # A clamped canvas ends the request when it is full.
+        request.max_tokens = min(request.max_tokens, plan.canvas_len)
+        return plan
+
+    def _begin(self, request: Request, plan: RequestPlan) -> None:
+        """Forget what a request has done, if anything: it starts at its first step."""
+        self._progress[request.request_id] = _Progress(
+            plan,
+            next_tokens=plan.step_tokens,
+            next_cost=plan.num_sequences * plan.seq_len,
+        )
+
+    def _fail(self, request_id: str, message: str) -> None:
+        """End a request as an error, with the next update from the workers."""
+        logger.warning("Request %s ends as an error: %s", request_id, message)
+        self._errors[request_id] = message
+        # vLLM's own list of requests that update_from_output is to finish as errors.
+        self.grammar_compile_error_reqs.add(request_id)
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        """As vLLM's, after a look at what the workers report of each request."""
+        reports: Mapping[str, StepReport] = getattr(model_runner_output, "reports", {})
+        for request_id, report in reports.items():
+            progress = self._progress.get(request_id)
+            if progress is None:
+                continue  # aborted meanwhile
+            if report.error is not None:
+                self._fail(request_id, report.error)
+                continue
+            self._counters.add(report, progress.plan.canvas_len)
+            if report.next_tokens:
+                progress.next_tokens = progress.next_cost = report.next_tokens
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if self._errors:
+            for client_outputs in outputs.values():
+                for output in client_outputs.outputs:
+                    if output.finish_reason == FinishReason.ERROR:
+                        # The one field of vLLM's that takes a text; the HTTP server hides it.
+                        output.stop_reason = self._errors.get(output.request_id)
+            self._errors.clear()
+        return outputs
+
+    def _preempt_request(
+        self, request: Request, timestamp: float, drop_stale_output: bool = False
+    ) -> None:
+        super()._preempt_request(request, timestamp, drop_stale_output)
+        self._begin(request, self._progress[request.request_id].plan)
+        self._may_admit = True
+
+    def _free_request(
+        self, request: Request, delay_free_blocks: bool = False
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        self._progress.pop(request.request_id, None)
+        self._may_admit = True
+        return super()._free_request(request, delay_free_blocks)
 
     def _seed(self, request: Request) -> None:
         """Give a request without a seed one from the engine's and the order of arrival.
@@ -91,21 +212,17 @@ class DenoisingScheduler(Scheduler):
                 none, so it is ignored.
         """
         self.current_step += 1
-        now = time.monotonic()
-        for request_id in self.finished_req_ids | self.reset_preempted_req_ids:
-            self._progress.pop(request_id, None)
+        if self._pause_state == PauseState.UNPAUSED:
+            self._admit(time.monotonic())
+        chosen: list[Request] = []
+        if self._pause_state != PauseState.PAUSED_ALL:
+            chosen = self._choose()
 
-        admitted: list[Request] = []
-        continuing = list(self.running)
-        if self._pause_state == PauseState.PAUSED_ALL:
-            continuing = []
-        elif self._pause_state == PauseState.UNPAUSED:
-            admitted = self._admit(now)
-
+        new = [request for request in chosen if self._progress[request.request_id].step == 0]
+        continuing = [request for request in chosen if self._progress[request.request_id].step]
         output = SchedulerOutput.make_empty()
         output.scheduled_new_reqs = [
-            NewRequestData.from_request(request, (), list(request.all_token_ids))
-            for request in admitted
+            NewRequestData.from_request(request, (), list(request.all_token_ids)) for request in new
         ]
         output.scheduled_cached_reqs = CachedRequestData(
             req_ids=[request.request_id for request in continuing],
@@ -116,20 +233,14 @@ class DenoisingScheduler(Scheduler):
             num_computed_tokens=[request.num_computed_tokens for request in continuing],
             num_output_tokens=[request.num_output_tokens for request in continuing],
         )
-        dense_steps = sparse_steps = 0
-        for request in continuing + admitted:
+        for request in chosen:
             progress = self._progress[request.request_id]
-            tokens = progress.plan.reserved_tokens
+            tokens = progress.next_tokens
             output.num_scheduled_tokens[request.request_id] = tokens
             output.total_num_scheduled_tokens += tokens
             request.num_in_flight_tokens += tokens
             request.is_prefill_chunk = False
-            if progress.plan.is_sparse_step(progress.step):
-                sparse_steps += 1
-            else:
-                dense_steps += 1
             progress.step += 1
-        self._counters.add(dense_steps, sparse_steps)
 
         output.finished_req_ids = self.finished_req_ids
         output.preempted_req_ids = self.reset_preempted_req_ids
@@ -139,27 +250,47 @@ class DenoisingScheduler(Scheduler):
         self.prev_step_scheduled_req_ids = set(output.num_scheduled_tokens)
         return output
 
-    def _admit(self, now: float) -> list[Request]:
-        """Move requests from waiting to running while their reservations fit."""
-        plans = [self._progress[request.request_id].plan for request in self.running]
-        free_tokens = self.settings.max_batch_tokens - sum(p.reserved_tokens for p in plans)
-        free_rows = self.settings.store.num_rows if self.settings.store else 0
-        free_rows -= sum(plan.num_pattern_rows for plan in plans)
+    def _choose(self) -> list[Request]:
+        """The running requests that take part in this engine step, in the order of admission."""
+        weights = self._weights()
+        turns = []
+        for request, weight in zip(self.running, weights, strict=True):
+            progress = self._progress[request.request_id]
+            if progress.turn is None:
+                progress.turn = Turn(progress.next_tokens, progress.next_cost)
+            turn = progress.turn
+            turn.tokens, turn.cost, turn.weight = progress.next_tokens, progress.next_cost, weight
+            turns.append(turn)
+        return [self.running[i] for i in self._turns.choose(turns)]
+
+    def _weights(self) -> Sequence[float]:
+        """Shares of the running requests: with priorities each lower one has half the share."""
+        if self.policy != SchedulingPolicy.PRIORITY:
+            return [1.0] * len(self.running)
+        ranks = {p: i for i, p in enumerate(sorted({r.priority for r in self.running}))}
+        return [max(LEAST_WEIGHT, 0.5 ** ranks[request.priority]) for request in self.running]
+
+    def _admit(self, now: float) -> None:
+        """Move requests from waiting to running while a place and what they hold are free."""
+        places = self.max_num_active_reqs - len(self.running)
+        if not self.waiting or places <= 0 or not self._may_admit:
+            return
+        rows = _FreeRows(self.settings.store)
+        for request in self.running:
+            rows.take(self._progress[request.request_id].plan.num_pattern_rows)
 
         admitted: list[Request] = []
-        while self.waiting and len(self.running) < self.max_num_active_reqs:
-            request = self.waiting.peek_request()
-            if request.request_id in self.grammar_compile_error_reqs:
+        for request in self.waiting:
+            if request.request_id in self._errors:
+                continue
+            if rows.take_in_order(self._progress[request.request_id].plan.num_pattern_rows):
+                admitted.append(request)
+            if len(admitted) == places:
                 break
-            progress = self._progress.get(request.request_id)
-            if progress is None:
-                progress = self._plan(request)
-            plan = progress.plan
-            if plan.reserved_tokens > free_tokens or plan.num_pattern_rows > free_rows:
-                break
-            free_tokens -= plan.reserved_tokens
-            free_rows -= plan.num_pattern_rows
-            self.waiting.pop_request()
+        else:
+            self._may_admit = False
+        self.waiting.remove_requests(admitted)
+        for request in admitted:
             self.deferred_waiting.discard(request)
             if request.prefill_stats and request.num_preemptions == 0:
                 request.prefill_stats.set(request.num_prompt_tokens, 0, 0)
@@ -167,15 +298,32 @@ class DenoisingScheduler(Scheduler):
                 request.record_event(EngineCoreEventType.SCHEDULED, now)
             request.status = RequestStatus.RUNNING
             self.running.append(request)
-            admitted.append(request)
-        return admitted
 
-    def _plan(self, request: Request) -> _Progress:
-        assert request.prompt_token_ids is not None and request.sampling_params is not None
-        plan = plan_request(request.prompt_token_ids, request.sampling_params, self.settings)
-        logger.debug("Request %s attends %s", request.request_id, plan.attention)
-        # A clamped canvas ends the request when it is full.
-        request.max_tokens = min(request.max_tokens, plan.canvas_len)
-        progress = _Progress(plan)
-        self._progress[request.request_id] = progress
-        return progress
+
+class _FreeRows:
+    """Rows of the pattern store that requests may still take, of each half of the store.
+
+    Long requests have one half and short ones the other: neither waits for the other.
+    """
+
+    def __init__(self, size: PatternStoreSize | None) -> None:
+        self._max_short_rows = 0 if size is None else size.max_short_rows
+        rows = 0 if size is None else size.num_rows
+        self._free = {True: rows, False: rows}
+        # Of which half a request that waits has been passed over.
+        self._awaited = {True: False, False: False}
+
+    def take(self, num_rows: int) -> None:
+        """What a running request holds."""
+        self._free[num_rows <= self._max_short_rows] -= num_rows
+
+    def take_in_order(self, num_rows: int) -> bool:
+        """Take rows for the next waiting request, unless an earlier one waits for the same rows."""
+        if num_rows == 0:
+            return True
+        short = num_rows <= self._max_short_rows
+        if self._awaited[short] or num_rows > self._free[short]:
+            self._awaited[short] = True
+            return False
+        self._free[short] -= num_rows
+        return True

@@ -1,7 +1,11 @@
 """What the CPU and the GPU worker share."""
 
+from dataclasses import asdict
+from typing import Any
+
 import torch
 from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.utils.mem_utils import MemorySnapshot
 from vllm.utils.torch_utils import set_random_seed
 from vllm.v1.worker.worker_base import CompilationTimes
 
@@ -28,6 +32,11 @@ class DenoisingWorkerMixin:
         """Bytes that this worker may take on its device, None where vLLM sets no limit."""
         return None
 
+    def memory_before(self) -> tuple[MemorySnapshot | None, int]:
+        """vLLM's snapshot of the device before the model was loaded, and the bytes that this
+        process had taken by then."""
+        return None, 0
+
     @torch.inference_mode()
     def compile_or_warm_up_model(self) -> CompilationTimes:
         """Compile the kernels and check that the largest batch fits.
@@ -37,9 +46,16 @@ class DenoisingWorkerMixin:
         """
         with set_current_vllm_config(self.vllm_config):
             compile_kernels(self.model_runner)
-            measure_memory(self.model_runner, self.memory_limit())
+            measure_memory(self.model_runner, self.memory_limit(), *self.memory_before())
         set_random_seed(self.vllm_config.model_config.seed)
         return CompilationTimes(language_model=0.0, encoder=0.0)
+
+    def shown_canvases(self, request_id: str) -> list[dict[str, Any]]:
+        """The fields of `ShownCanvas`, which vLLM carries to other processes as they are, for each
+        choice of a request that has set `diffusion_show_canvas`."""
+        runner = self.model_runner
+        found = runner.shown_canvases.find(runner.requests.values(), request_id)
+        return [asdict(canvas) for canvas in found]
 
     def execute_dummy_batch(self) -> None:
         """A step of an idle data-parallel rank: nothing, because the ranks share no collective."""

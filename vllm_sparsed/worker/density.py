@@ -1,6 +1,6 @@
-"""What share of the key blocks new patterns keep, for the log and the counters."""
+"""What share of the key blocks new patterns keep, for the log and the scheduler's counters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +9,8 @@ import torch
 from vllm_sparsed.attention.pattern_store import PatternStore
 from vllm_sparsed.device_copy import to_device
 from vllm_sparsed.logger import init_logger
-from vllm_sparsed.scheduling.metrics import StepCounters
 from vllm_sparsed.worker.request_state import RequestState
+from vllm_sparsed.worker.step_output import StepReport
 
 logger = init_logger(__name__)
 
@@ -29,21 +29,21 @@ def report_density(
     building: Sequence[RequestState],
     kept: npt.NDArray[np.int64],
     store: PatternStore,
-    counters: StepCounters | None,
+    reports: Mapping[str, StepReport],
 ) -> None:
-    """Log each new pattern's density and add it to the counters, where this process has them."""
+    """Log each new pattern's density and put it into the request's report."""
     num_layers, _, num_heads = store.counts.shape
     for state, kept_by_request in zip(building, kept.tolist(), strict=True):
         plan = state.plan
         num_blocks = plan.num_pattern_rows // plan.num_sequences
-        candidates = plan.num_pattern_rows * num_blocks * num_layers * num_heads
+        report = reports[state.request_id]
+        report.kept_blocks = kept_by_request
+        report.pattern_blocks = plan.num_pattern_rows * num_blocks * num_layers * num_heads
         logger.debug(
             "Request %s: density %.4f over %d x %d blocks of %d tokens",
             state.request_id,
-            kept_by_request / candidates,
+            report.kept_blocks / report.pattern_blocks,
             num_blocks,
             num_blocks,
             plan.block_size,
         )
-        if counters is not None:
-            counters.add(0, 0, kept_by_request, candidates)

@@ -1,7 +1,7 @@
 """Runs the denoising steps: forward passes, decisions, tokens out."""
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,7 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from vllm.config import VllmConfig, get_layers_from_vllm_config
-from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+)
 from vllm.forward_context import set_forward_context
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.model_loader import get_model_loader
@@ -22,26 +25,27 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm_sparsed.attention.pattern_store import PatternStore
 from vllm_sparsed.config.parameter_table import BLOCK_SIZE_BY_LENGTH, SELECT_BY_LENGTH
 from vllm_sparsed.config.settings import engine_settings
-from vllm_sparsed.decoding.batch_decoder import BatchDecoder, DecodeRows
+from vllm_sparsed.decoding import NOT_FINITE
+from vllm_sparsed.decoding.batch_decoder import BatchDecoder, Candidates
 from vllm_sparsed.device_copy import to_device
 from vllm_sparsed.logger import init_logger
-from vllm_sparsed.scheduling.metrics import StepCounters
+from vllm_sparsed.models.special_tokens import end_of_turn_token
 from vllm_sparsed.worker.cuda_graphs import CudaGraph, PassGraphs, Recorder
 from vllm_sparsed.worker.density import kept_blocks, report_density
 from vllm_sparsed.worker.memory_errors import fits_in_memory
 from vllm_sparsed.worker.packing import BatchPacker, PackedBatch, PackedSequence
 from vllm_sparsed.worker.request_state import RequestState
 from vllm_sparsed.worker.runner_interface import RunnerInterface
-from vllm_sparsed.worker.step_rows import StepRows, hidden_rows
+from vllm_sparsed.worker.shown_canvases import ShownCanvases
+from vllm_sparsed.worker.step_candidates import StepCandidates, hidden_rows
+from vllm_sparsed.worker.step_faults import Outcome, describe, run_apart_where_it_fails
+from vllm_sparsed.worker.step_output import ATTENTIONS, DenoisingOutput, StepReport
 from vllm_sparsed.worker.token_buffer import TokenBuffer
 
 logger = init_logger(__name__)
 
 LOGITS_CHUNK_BYTES = 256 * 2**20
 """Float32 logits that are materialised at once: a whole canvas of them would be gigabytes."""
-
-END_OF_TURN = "<|eot_id|>"
-"""LLaDA's end-of-turn token, which `confidence_eos_eot_inf` decides last, like the end of text."""
 
 
 class DenoisingModelRunner(RunnerInterface):
@@ -56,13 +60,16 @@ class DenoisingModelRunner(RunnerInterface):
         self.device = device
         self.settings = engine_settings(vllm_config)
         self.requests: dict[str, RequestState] = {}
+        self.shown_canvases = ShownCanvases()
         self.store: PatternStore | None = None
         self.packer: BatchPacker
         self.decoder: BatchDecoder
         self.graphs: PassGraphs | None = None
         self._tokens = TokenBuffer(self.settings.max_batch_tokens, device)
-        self._step_rows = StepRows()
-        self._counters: StepCounters | None = None
+        self._step_candidates = StepCandidates()
+        # Why requests that have been sent here could not be started.
+        self._unstarted: dict[str, str] = {}
+        self._warned_of_non_finite = False
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
         """Load the model through vLLM's loaders and set up what depends on its dimensions."""
@@ -81,7 +88,7 @@ class DenoisingModelRunner(RunnerInterface):
             vocab_size=vocab_size,
             mask_token_id=self.settings.mask_token_id,
             eos_token_id=self.model_config.hf_config.eos_token_id,
-            eot_token_id=_end_of_turn_token(self.model_config),
+            eot_token_id=end_of_turn_token(self.model_config),
             device=self.device,
             max_chunk_rows=self.max_chunk_rows,
         )
@@ -112,7 +119,7 @@ class DenoisingModelRunner(RunnerInterface):
                     defaults.sparsed_skip,
                     defaults.sparsed_select or SELECT_BY_LENGTH,
                     defaults.sparsed_block_size or BLOCK_SIZE_BY_LENGTH,
-                    size.num_rows,
+                    size.total_rows,
                     size.width,
                     len(layers),
                     num_heads,
@@ -121,8 +128,6 @@ class DenoisingModelRunner(RunnerInterface):
         self.packer = BatchPacker(self.vllm_config, self.store, self.device)
         if self.settings.graph_tokens and self.device.type == "cuda":
             self.record_passes(self.settings.graph_tokens, CudaGraph)
-        if first_rank and self.store is not None:
-            self._counters = StepCounters.for_writing(self.vllm_config, "patterns")
 
     def record_passes(self, max_tokens: int, record: Recorder) -> None:
         """From now on record passes of up to so many tokens and replay them."""
@@ -139,55 +144,108 @@ class DenoisingModelRunner(RunnerInterface):
         """One denoising step of the scheduled requests.
 
         Returns:
-            For each request the canvas tokens that became final, possibly none.
+            For each request the canvas tokens that became final, possibly none, and a report. What
+            fails for one request is in its report.
+
+        Raises:
+            DeviceLostError: the device cannot be used any more.
         """
         self._update_requests(scheduler_output)
         if not scheduler_output.num_scheduled_tokens:
             return EMPTY_MODEL_RUNNER_OUTPUT
-        states = [self.requests[request_id] for request_id in scheduler_output.num_scheduled_tokens]
-        self._denoise(states)
-        request_ids = [state.request_id for state in states]
-        return ModelRunnerOutput(
+        request_ids = list(scheduler_output.num_scheduled_tokens)
+        reports = self._denoise(
+            [self.requests[name] for name in request_ids if name in self.requests]
+        )
+        for name, error in self._unstarted.items():
+            reports[name] = StepReport(error=error)
+        return DenoisingOutput(
             req_ids=request_ids,
-            req_id_to_index={request_id: i for i, request_id in enumerate(request_ids)},
-            sampled_token_ids=[state.take_output() for state in states],
+            req_id_to_index={name: i for i, name in enumerate(request_ids)},
+            sampled_token_ids=[
+                [] if reports[name].error else self.requests[name].take_output()
+                for name in request_ids
+            ],
+            reports=reports,
         )
 
     def _update_requests(self, scheduler_output: SchedulerOutput) -> None:
-        gone = scheduler_output.finished_req_ids | (scheduler_output.preempted_req_ids or set())
-        for request_id in gone:
-            state = self.requests.pop(request_id, None)
-            if state is not None and self.store is not None:
-                for rows in state.pattern_rows:
-                    self.store.release(rows)
+        ended = scheduler_output.finished_req_ids | (scheduler_output.preempted_req_ids or set())
+        # One that has not taken a step yet is not known here.
+        gone = [self.requests.pop(name) for name in ended if name in self.requests]
+        if gone:
+            self.packer.forget(gone)
+        for state in gone:
+            if state.request_id in scheduler_output.finished_req_ids:
+                state.log_passes()
+            self.shown_canvases.end(state)
+            self._release_patterns(state)
+        self._unstarted.clear()
         for data in scheduler_output.scheduled_new_reqs:
-            self.requests[data.req_id] = RequestState.from_request(data, self.settings)
+            try:
+                self.requests[data.req_id] = RequestState.from_request(data, self.settings)
+            except Exception as error:
+                # The scheduler has planned it; what else is wrong with it is its own matter.
+                self._unstarted[data.req_id] = describe(error)
 
-    def _denoise(self, states: Sequence[RequestState]) -> None:
-        """Advance every request by one step; waits for the device once."""
-        counts = [state.num_to_unmask() for state in states]
+    def _denoise(self, states: Sequence[RequestState]) -> dict[str, StepReport]:
+        """Advance every request by one step; waits for the device once.
+
+        Returns:
+            A report of each, by request id.
+        """
+        reports = {state.request_id: StepReport(ATTENTIONS[state.attention]) for state in states}
         # A step that decides nothing and builds no pattern changes nothing: not computed.
-        active = [i for i, state in enumerate(states) if counts[i] > 0 or state.builds_patterns()]
-        decided: dict[int, npt.NDArray[np.int64]] = {}
+        active = [s for s in states if s.decides() or s.builds_patterns()]
+        outcome: Outcome[npt.NDArray[np.int64]] = Outcome()
         if active:
-            tokens = self._forward_and_decode(
-                [states[i] for i in active], [counts[i] for i in active]
+            outcome = run_apart_where_it_fails(
+                active,
+                lambda some: self._forward_and_decode(some, reports),
+                self._undo,
+                self.device,
+                one_rank=get_tensor_model_parallel_world_size() == 1,
             )
-            start = 0
-            for i in active:
-                end = start + states[i].candidates.size
-                decided[i] = tokens[start:end]
-                start = end
-        for i, state in enumerate(states):
-            state.commit(decided.get(i))
+        decided: dict[str, npt.NDArray[np.int64]] = {}
+        for i, tokens in outcome.results.items():
+            decided[active[i].request_id] = tokens
+            if (tokens == NOT_FINITE).any():
+                outcome.errors[i] = self._non_finite()
+        for i, error in outcome.errors.items():
+            reports[active[i].request_id].error = error
+        for state in states:
+            report = reports[state.request_id]
+            if report.error is None:
+                state.commit(decided.get(state.request_id))
+                report.candidates, report.decided = state.last_candidates, state.last_decided
+        return reports
+
+    def _non_finite(self) -> str:
+        message = "the model gave non-finite logits (its weights or activations have NaN or inf)"
+        if not self._warned_of_non_finite:
+            self._warned_of_non_finite = True
+            logger.error(
+                "%s: a request ends with an error, as will others that are not reported here; with "
+                "float16 try --dtype bfloat16",
+                message,
+            )
+        return message
+
+    def _undo(self, states: Sequence[RequestState]) -> None:
+        """Take back what a failed step of requests has begun."""
+        building = [state for state in states if state.builds_patterns()]
+        # What is kept of them has the rows that they give back here.
+        self.packer.forget(building)
+        for state in building:
+            self._release_patterns(state)
 
     def _forward_and_decode(
-        self, states: Sequence[RequestState], counts: Sequence[int]
-    ) -> npt.NDArray[np.int64]:
+        self, states: Sequence[RequestState], reports: Mapping[str, StepReport]
+    ) -> list[npt.NDArray[np.int64]]:
         """Run the passes and decide.
 
         Returns:
-            int64 [rows]: the token each candidate is decided to be, or -1, request by request.
+            For each request int64 [candidates], see `BatchDecoder.decode`.
         """
         building = [state for state in states if state.builds_patterns()]
         for state in building:
@@ -198,40 +256,41 @@ class DenoisingModelRunner(RunnerInterface):
         second: list[PackedSequence] = []
         for state in states:
             if state.plan.guided:
-                in_turn = state.plan.reserved_tokens < 2 * state.plan.seq_len
+                in_turn = state.plan.step_tokens < 2 * state.plan.seq_len
                 (second if in_turn else first).append((state, 1))
 
-        batch = self.packer.pack(first, 0)
+        batch = self.packer.pack(first)
         self._tokens.fill(batch, 0)
         output = self.run_pass(batch)
         # The device works: what the host prepares from here on costs no time.
-        rows = self._step_rows.decode_rows(states, counts)
+        candidates = self._step_candidates.of(states)
         shift = 1 if self.model.logit_shift else 0
-        source = hidden_rows(batch.starts, states, rows, 0, shift)
+        source = hidden_rows(batch.starts, states, candidates, 0, shift)
         hidden = output[to_device(source, self.device)]
-        guided_rows = np.flatnonzero((rows.cfg_scale > 0)[rows.request])
+        guided = np.flatnonzero((candidates.cfg_scale > 0)[candidates.request])
         unconditional: torch.Tensor | None = None
-        if guided_rows.size:
-            unconditional = hidden.new_empty((guided_rows.size, hidden.shape[1]))
-            self._take_unconditional(unconditional, output, batch, states, rows, guided_rows)
+        if guided.size:
+            unconditional = hidden.new_empty((guided.size, hidden.shape[1]))
+            self._take_unconditional(unconditional, output, batch, states, candidates, guided)
         del output
         if second:
-            batch = self.packer.pack(second, 1)
+            batch = self.packer.pack(second)
             self._tokens.fill(batch, 1)
             output = self.run_pass(batch)
             if unconditional is not None:
-                self._take_unconditional(unconditional, output, batch, states, rows, guided_rows)
+                self._take_unconditional(unconditional, output, batch, states, candidates, guided)
             del output
 
-        tokens = self.decoder.decode(rows, hidden, unconditional, self.model.compute_logits)
-        num_rows = len(tokens)
+        tokens = self.decoder.decode(candidates, hidden, unconditional, self.model.compute_logits)
+        num_candidates = len(tokens)
         if building and self.store is not None:
             # One copy for both: it waits for the device.
             tokens = torch.cat([tokens, kept_blocks(building, self.store)])
         result: npt.NDArray[np.int64] = tokens.cpu().numpy()
         if building and self.store is not None:
-            report_density(building, result[num_rows:], self.store, self._counters)
-        return result[:num_rows]
+            report_density(building, result[num_candidates:], self.store, reports)
+        ends = np.cumsum([state.candidates.size for state in states])
+        return np.split(result[:num_candidates], ends[:-1])
 
     def run_pass(self, batch: PackedBatch) -> torch.Tensor:
         """Hidden states [tokens, hidden_size] of a batch whose tokens have been copied, valid until
@@ -265,20 +324,26 @@ class DenoisingModelRunner(RunnerInterface):
         output: torch.Tensor,
         batch: PackedBatch,
         states: Sequence[RequestState],
-        rows: DecodeRows,
-        guided_rows: npt.NDArray[np.intp],
+        candidates: Candidates,
+        guided: npt.NDArray[np.intp],
     ) -> None:
-        """Copy the guidance sequences' hidden states that a pass has, one per guided row."""
+        """Copy the guidance sequences' hidden states that a pass has, one per guided candidate."""
         in_pass = np.array([(state.request_id, 1) in batch.starts for state in states])
-        chosen = np.flatnonzero(in_pass[rows.request[guided_rows]])
+        chosen = np.flatnonzero(in_pass[candidates.request[guided]])
         shift = 1 if self.model.logit_shift else 0
-        source = hidden_rows(batch.starts, states, rows, 1, shift, guided_rows[chosen])
+        source = hidden_rows(batch.starts, states, candidates, 1, shift, guided[chosen])
         unconditional[to_device(chosen, self.device)] = output[to_device(source, self.device)]
 
     def _allocate_patterns(self, state: RequestState) -> None:
         assert self.store is not None
         rows = state.plan.num_pattern_rows // state.plan.num_sequences
         state.pattern_rows = [self.store.allocate(rows) for _ in range(state.plan.num_sequences)]
+
+    def _release_patterns(self, state: RequestState) -> None:
+        if self.store is not None:
+            for rows in state.pattern_rows:
+                self.store.release(rows)
+        state.pattern_rows = []
 
     def update_max_model_len(self, max_model_len: int) -> None:
         self.settings = engine_settings(self.vllm_config)
@@ -295,18 +360,6 @@ class DenoisingModelRunner(RunnerInterface):
         self.store = None
         self.model = None
         # They hold tensors of the device too; nothing runs any more.
-        for name in ("packer", "decoder", "_step_rows", "_tokens"):
+        for name in ("packer", "decoder", "_step_candidates", "_tokens"):
             vars(self).pop(name, None)
         gc.collect()
-
-
-def _end_of_turn_token(model_config: Any) -> int | None:
-    """Id of <|eot_id|>, if the checkpoint has a tokenizer that knows it."""
-    if model_config.skip_tokenizer_init:
-        return None
-    from vllm.tokenizers import cached_tokenizer_from_config
-
-    tokenizer = cached_tokenizer_from_config(model_config)
-    vocabulary = tokenizer.get_vocab() if tokenizer is not None else {}
-    token: int | None = vocabulary.get(END_OF_TURN)
-    return token

@@ -1,10 +1,11 @@
 """Packs the sequences of one forward pass into vLLM's batch layout."""
 
 import itertools
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,15 +20,23 @@ from vllm_sparsed.device_copy import to_device
 from vllm_sparsed.planning.crossover import FlashAttention4Range
 from vllm_sparsed.worker.request_state import RequestState
 
+MAX_BATCHES: Final = 16
+"""Packed batches that are kept; the one not used for longest goes first. They are fewer than CUDA
+graphs: a batch is recorded when it is found again, so batches that take turns drive out no graph.
+"""
+
 PackedSequence = tuple[RequestState, int]
 """A request and which of its sequences: 0 conditional, 1 unconditional (guidance)."""
+
+_BatchKey = tuple[tuple[tuple[int, int], ...], tuple[PackedSequence, ...]]
+"""How the sequences attend (`SequencePhase.order`), and which they are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class PackedBatch:
     """Sequences side by side, in the order of their attention phases.
 
-    One object is used for as long as sequences and phases stay, and compared by identity.
+    One object is used while sequences and phases stay or come again, and compared by identity.
 
     Attributes:
         sequences: in packed order.
@@ -50,7 +59,7 @@ class PackedBatch:
 
 
 class BatchPacker:
-    """Builds packed batches and keeps those of the last step while sequences and phases stay."""
+    """Builds packed batches and keeps the last few: requests take turns, so batches come again."""
 
     def __init__(
         self, vllm_config: VllmConfig, store: PatternStore | None, device: torch.device
@@ -69,30 +78,35 @@ class BatchPacker:
         )
         self._store = store
         self._device = device
-        self._last: dict[int, tuple[list[tuple[int, int]], PackedBatch]] = {}
+        self._batches: OrderedDict[_BatchKey, PackedBatch] = OrderedDict()
 
     def use_flash_attention_4(self, fa4: FlashAttention4Range | None) -> None:
         """From now on let FlashAttention 4 attend where it is chosen; None: nowhere."""
         self._builder.fa4 = fa4
-        self._last.clear()
+        self._batches.clear()
 
-    def pack(self, sequences: Sequence[PackedSequence], pass_index: int) -> PackedBatch:
-        """Pack sequences for one pass.
+    def forget(self, states: Iterable[RequestState]) -> None:
+        """Drop what is kept of requests that are gone."""
+        gone = set(states)
+        for key in [k for k in self._batches if any(state in gone for state, _ in k[1])]:
+            del self._batches[key]
 
-        Args:
-            sequences: in any order.
-            pass_index: which pass of the step; each keeps a batch of its own.
-        """
+    def pack(self, sequences: Sequence[PackedSequence]) -> PackedBatch:
+        """Pack sequences, in any order, for one pass."""
         orders = [state.attention_order() for state, _ in sequences]
         if any(a > b for a, b in pairwise(orders)):
             by_order = sorted(range(len(sequences)), key=orders.__getitem__)
             sequences = [sequences[i] for i in by_order]
             orders = [orders[i] for i in by_order]
-        last = self._last.get(pass_index)
-        if last is None or last[0] != orders or list(last[1].sequences) != list(sequences):
+        key: _BatchKey = tuple(orders), tuple(sequences)
+        batch = self._batches.get(key)
+        if batch is None:
             phases = [state.phase(index) for state, index in sequences]
-            last = self._last[pass_index] = (orders, self._build(sequences, phases))
-        return last[1]
+            batch = self._batches[key] = self._build(sequences, phases)
+            if len(self._batches) > MAX_BATCHES:
+                self._batches.popitem(last=False)
+        self._batches.move_to_end(key)
+        return batch
 
     def _build(
         self, sequences: Sequence[PackedSequence], phases: Sequence[SequencePhase]

@@ -1,6 +1,8 @@
 """What the model runner remembers of one request between denoising steps."""
 
+import math
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -8,13 +10,27 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import NewRequestData
 
 from vllm_sparsed.attention.metadata import SequencePhase
+from vllm_sparsed.config.parameter_table import BLOCK_FULL
 from vllm_sparsed.config.settings import EngineSettings
-from vllm_sparsed.decoding import DECODERS
-from vllm_sparsed.decoding.protocol import Decoder
-from vllm_sparsed.decoding.rng import signed
+from vllm_sparsed.decoding.algorithms import ALGORITHMS, Algorithm
+from vllm_sparsed.decoding.paces import RULES, Selection
+from vllm_sparsed.kernels.confidence_ranking.configs import Rule
+from vllm_sparsed.kernels.counter_random import signed
+from vllm_sparsed.logger import init_logger
 from vllm_sparsed.planning.request_plan import RequestPlan, plan_request
 
+logger = init_logger(__name__)
+
 Tokens = npt.NDArray[np.int32]
+Positions = npt.NDArray[np.intp]
+
+
+class Attention(IntEnum):
+    """How a request attends in a step."""
+
+    DENSE = 0
+    BUILDING = 1
+    SPARSE = 2
 
 
 @dataclass(slots=True, eq=False)  # compared by identity: one object is one run of a request
@@ -25,87 +41,148 @@ class RequestState:
         tokens: int32 [prompt + canvas]; undecided positions hold the mask token.
         given: bool [prompt + canvas]; positions that the client's prompt decided.
         seed: of the request's draws, a signed 64-bit number.
-        step: denoising steps done, over all blocks.
-        block: index of the current semi-autoregressive block.
-        block_step: steps done within it.
+        sent: int32, the canvas tokens that the client had when this run started, a prefix: after a
+            preemption these positions become what they were.
+        num_sent: canvas tokens handed to the client by now.
+        block: index of the current semi-autoregressive block, the first that is not over.
+        block_step: steps done within it, while it was the current one.
         block_masks: masked positions it started with.
-        candidates: positions that may be unmasked in this step, ascending: the masked ones of the
-            current block. A mask token inside the prompt is decided with the first block.
-        num_sent: canvas tokens already handed to the client.
+        open_blocks: number of blocks whose masks may be decided, from the first on; one more than
+            `block` but for requests that decide in several at once.
+        candidates: positions that may be decided in this step, ascending: all masks up to the end
+            of the last open block. A mask token inside the prompt is decided with the first block,
+            and what earlier blocks left over stays a candidate.
+        selections: how they are decided: those up to the end of the current block, then those of
+            each further open block.
+        num_passes, num_decided: forward passes done, and tokens decided in them.
+        last_candidates, last_decided: candidates and decided tokens of the last step.
+        decided_in: int32 [prompt + canvas], the step, from 1, that decided each position; 0: none
+            yet. None where nobody may watch.
         pattern_rows: of the pattern store, per sequence; empty until the patterns are built.
     """
 
     request_id: str
     plan: RequestPlan
-    decoder: Decoder
+    algorithm: Algorithm
     params: SamplingParams
     seed: int
     mask_token_id: int
     tokens: Tokens
     given: npt.NDArray[np.bool_]
+    sent: Tokens
     num_sent: int
-    step: int = 0
+    decided_in: npt.NDArray[np.int32] | None
     block: int = 0
     block_step: int = 0
     block_masks: int = 0
-    candidates: npt.NDArray[np.intp] = field(default_factory=lambda: np.empty(0, dtype=np.intp))
+    open_blocks: int = 0
+    candidates: Positions = field(default_factory=lambda: np.empty(0, dtype=np.intp))
+    selections: tuple[Selection, ...] = ()
+    num_passes: int = 0
+    num_decided: int = 0
+    last_candidates: int = 0
+    last_decided: int = 0
     pattern_rows: list[list[int]] = field(default_factory=list)
+    _paced_attention: Attention = Attention.DENSE
+    _attention_settled: bool = False
+    _resume_block: int = 0
+    _first_steps: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
 
     @classmethod
     def from_request(cls, data: NewRequestData, settings: EngineSettings) -> "RequestState":
-        """Start a request, or start it again after a preemption: then what was sent stays sent."""
+        """Start a request, or start it again after a preemption.
+
+        What the client has by then is decided. The blocks that this fills are not run again, but
+        for what the rest depends on: the patterns, masks inside the prompt, and with several open
+        blocks what was decided in the others. Steps that are run again take the same decisions.
+        """
         assert data.prompt_token_ids is not None and data.sampling_params is not None
         params = data.sampling_params
         assert params.seed is not None, "the scheduler seeds every request"
         plan = plan_request(data.prompt_token_ids, params, settings)
         tokens = np.full(plan.seq_len, settings.mask_token_id, dtype=np.int32)
         tokens[: plan.prompt_len] = data.prompt_token_ids
+        steps = [block.steps for block in plan.blocks]
+        sent = np.array((data.prefill_token_ids or [])[plan.prompt_len :], dtype=np.int32)
         state = cls(
             request_id=data.req_id,
             plan=plan,
-            decoder=DECODERS[plan.parameters.alg],
+            algorithm=ALGORITHMS[plan.parameters.alg],
             params=params,
             # The children of n > 1 have consecutive seeds, which may leave int64's range.
             seed=signed(params.seed),
             mask_token_id=settings.mask_token_id,
             tokens=tokens,
             given=tokens != settings.mask_token_id,
-            num_sent=len(data.prefill_token_ids or data.prompt_token_ids) - plan.prompt_len,
+            sent=sent,
+            num_sent=sent.size,
+            _first_steps=np.cumsum([0, *steps]),
+            decided_in=np.zeros(plan.seq_len, np.int32) if plan.parameters.show_canvas else None,
         )
-        state._start_block(0)
+        ends = np.array([block.end for block in plan.blocks])
+        masks_in_prompt = not state.given[: plan.prompt_len].all()
+        if not masks_in_prompt and plan.parameters.block_add is None:
+            resumed = int(ends.searchsorted(sent.size, side="right"))
+            state._resume_block = min(resumed, len(plan.blocks) - 1)
+        state._start_block(state._first_block())
+        state.selections = state._select()
         return state
 
-    def num_to_unmask(self) -> int:
-        """How many of the candidates this step decides."""
-        return self.decoder.num_to_unmask(
-            self.block_masks,
-            self.candidates.size,
-            self.block_step,
-            self.plan.blocks[self.block].steps,
-            self.plan.parameters.eps,
+    @property
+    def step(self) -> int:
+        """Steps before this one; with a pace those that the earlier blocks might have taken count,
+        so that it is known wherever a request starts again."""
+        return int(self._first_steps[self.block]) + self.block_step
+
+    @property
+    def finished(self) -> bool:
+        return self.block == len(self.plan.blocks)
+
+    def decides(self) -> bool:
+        """Whether this step may decide a candidate."""
+        return self.candidates.size > 0 and any(
+            selection.quota > 0 or selection.rule != Rule.COUNT for selection in self.selections
         )
 
     def unmask_probability(self) -> float:
         """The probability with which `origin` decides each candidate in this step."""
-        return self.decoder.unmask_probability(
+        if self.finished:
+            return 1.0
+        return self.algorithm.unmask_probability(
             self.block_step, self.plan.blocks[self.block].steps, self.plan.parameters.eps
         )
 
+    @property
+    def attention(self) -> Attention:
+        """How the sequences attend in this step."""
+        pattern_step = self.plan.pattern_step
+        if pattern_step < 0:
+            return self._paced_attention
+        step = self.step
+        if step < pattern_step:
+            return Attention.DENSE
+        return Attention.BUILDING if step == pattern_step else Attention.SPARSE
+
     def builds_patterns(self) -> bool:
-        return self.plan.pattern_step == self.step
+        return self.attention == Attention.BUILDING
 
     def phase(self, sequence: int) -> SequencePhase:
         """How sequence 0 (conditional) or 1 (unconditional) attends in this step."""
-        plan = self.plan
-        if plan.pattern_step < 0 or self.step < plan.pattern_step:
+        plan, attention = self.plan, self.attention
+        if attention == Attention.DENSE:
             return SequencePhase(canvas_len=plan.canvas_len)
         return SequencePhase(
             canvas_len=plan.canvas_len,
             block_size=plan.block_size,
             select=plan.select,
-            builds=self.builds_patterns(),
+            builds=attention == Attention.BUILDING,
             pattern_rows=self.pattern_rows[sequence],
         )
+
+    def attention_order(self) -> tuple[int, int]:
+        """`SequencePhase.order` of the sequences in this step."""
+        attention = self.attention
+        return (int(attention), self.plan.block_size if attention == Attention.SPARSE else 0)
 
     def sequence_tokens(self, sequence: int) -> Tokens:
         """The tokens of sequence 0, or of 1, which sees masks in place of what the client gave.
@@ -116,47 +193,54 @@ class RequestState:
             return self.tokens
         return np.where(self.given, np.int32(self.mask_token_id), self.tokens)
 
-    def attention_order(self) -> tuple[int, int]:
-        """`SequencePhase.order` of the sequences in this step."""
-        pattern_step = self.plan.pattern_step
-        if pattern_step < 0 or self.step < pattern_step:
-            return (0, 0)
-        if self.step == pattern_step:
-            return (1, 0)
-        return (2, self.plan.block_size)
-
     def commit(self, tokens: npt.NDArray[np.int64] | None) -> None:
         """Write the step's decisions and go on to the next step.
 
         Args:
-            tokens: int64, what each candidate is decided to be, or -1; None: the step decided
-            nothing.
+            tokens: int64, what each candidate is decided to be, or a negative number where it is
+                not; None: the step decided nothing.
         """
+        attention = self.attention
+        self.last_candidates, self.last_decided = 0, 0
         if tokens is not None:
-            decided = tokens >= 0
-            self.tokens[self.candidates[decided]] = tokens[decided]
             # A position that is decided to be the mask token stays one.
-            still_masked = self.tokens[self.candidates] == self.mask_token_id
-            self.candidates = self.candidates[still_masked]
-        self.step += 1
+            decided = (tokens >= 0) & (tokens != self.mask_token_id)
+            self._write(self.candidates[decided], tokens[decided])
+            self.num_passes += 1
+            if self.decided_in is not None:
+                self.decided_in[self.candidates[decided]] = self.step + 1
+            self.last_candidates, self.last_decided = self.candidates.size, int(decided.sum())
+            self.num_decided += self.last_decided
         self.block_step += 1
-        if self.block_step == self.plan.blocks[self.block].steps:
-            if self.block + 1 < len(self.plan.blocks):
-                self._start_block(self.block + 1)
-            else:
-                self.block += 1
+        self._drop_decided()
+        while not self.finished and self._block_is_over():
+            self._write_sent(self.plan.blocks[self.block].end)
+            self._start_block(self.block + 1)
+        self._settle_attention(attention)
+        if self.block < self._resume_block and self._is_settled(attention):
+            self._start_block(self._resume_block)
+        self.selections = self._select()
+
+    def log_passes(self) -> None:
+        """Say what the request took, once it is over."""
+        logger.debug(
+            "Request %s took %d passes and decided %.2f tokens in each",
+            self.request_id,
+            self.num_passes,
+            self.num_decided / max(1, self.num_passes),
+        )
 
     def take_output(self) -> list[int]:
         """Canvas tokens that became final since the last call: the client may have them.
 
-        A token never changes once it is decided, and a mask of a finished block stays one; so the
-        final prefix ends before the first mask of the current or a later block.
+        A token never changes once it is decided, and a mask may still become one until the request
+        is over; so the final prefix ends before the first mask.
         """
         prompt_len = self.plan.prompt_len
-        if self.block == len(self.plan.blocks):
+        if self.finished:
             end = self.plan.canvas_len
         else:
-            end = self.plan.blocks[self.block].end
+            end = self.plan.blocks[self.open_blocks - 1].end
             # Candidates inside the prompt come first and hold nothing back.
             first = int(self.candidates.searchsorted(prompt_len))
             if first < self.candidates.size:
@@ -167,9 +251,150 @@ class RequestState:
         self.num_sent = end
         return output
 
+    def _first_block(self) -> int:
+        """Where a run starts: what lies before is decided, and nothing later depends on how."""
+        plan = self.plan
+        if plan.parameters.pace is not None and plan.num_pattern_rows:
+            return 0
+        if plan.pattern_step < 0:
+            return self._resume_block
+        building = int(np.searchsorted(self._first_steps, plan.pattern_step, side="right")) - 1
+        return min(building, self._resume_block)
+
+    def _is_settled(self, attention: Attention) -> bool:
+        """Whether no later step needs to know how earlier blocks were decided."""
+        if self.plan.parameters.pace is not None and self.plan.num_pattern_rows:
+            return self._attention_settled and self._paced_attention != Attention.BUILDING
+        return self.plan.pattern_step < 0 or attention >= Attention.BUILDING
+
+    def _settle_attention(self, attention: Attention) -> None:
+        """With a pace: whether the next step builds the patterns, given how the last one attended.
+
+        The first step that begins with the share `skip` of the canvas decided does, if sparse
+        attention is asked for or predicted to pay in what is left (`Prediction.sparse_pays`).
+        """
+        plan = self.plan
+        if plan.parameters.pace is None or not plan.num_pattern_rows or self.finished:
+            return
+        if attention == Attention.BUILDING:
+            self._paced_attention = Attention.SPARSE
+        if self._attention_settled:
+            return
+        left = int((self.tokens[plan.prompt_len :] == self.mask_token_id).sum())
+        decided = plan.canvas_len - left
+        if decided / plan.canvas_len < plan.parameters.sparsed_skip:
+            return
+        self._attention_settled = True
+        most = plan.num_steps - self.step
+        expected = min(most, math.ceil(left * self.num_passes / decided)) if decided else most
+        # The step that builds is a dense one.
+        sparse = most > 1 and (
+            plan.prediction is None or plan.prediction.sparse_pays(max(0, expected - 1))
+        )
+        logger.debug(
+            "Request %s attends %s: %d of %d tokens decided in %d passes",
+            self.request_id,
+            "sparsely from now on" if sparse else "densely to its end",
+            decided,
+            plan.canvas_len,
+            self.num_passes,
+        )
+        if sparse:
+            self._paced_attention = Attention.BUILDING
+
     def _start_block(self, index: int) -> None:
-        block, prompt_len = self.plan.blocks[index], self.plan.prompt_len
-        start = prompt_len + block.start if index else 0
-        masked = self.tokens[start : prompt_len + block.end] == self.mask_token_id
-        self.candidates = masked.nonzero()[0] + start
-        self.block, self.block_step, self.block_masks = index, 0, self.candidates.size
+        """Go on to a block; what was sent of skipped ones is filled in."""
+        plan = self.plan
+        self.block, self.block_step = index, 0
+        if self.finished:
+            self.candidates = self.candidates[:0]
+            return
+        self._write_sent(plan.blocks[index].start)
+        if index >= self.open_blocks:
+            self.open_blocks = index + 1
+            masked = self.tokens[: plan.prompt_len + plan.blocks[index].end] == self.mask_token_id
+            self.candidates = masked.nonzero()[0]
+        self.block_masks = self._masks(index)
+
+    def _block_is_over(self) -> bool:
+        if self.block_step >= self.plan.blocks[self.block].steps:
+            return True
+        return self.plan.parameters.pace is not None and self._masks(self.block) == 0
+
+    def _bound(self, index: int) -> int:
+        """Where the candidates of a block begin; those of the first include the prompt's."""
+        if index == 0:
+            return 0
+        start = self.plan.prompt_len + self.plan.blocks[index].start
+        return int(self.candidates.searchsorted(start))
+
+    def _masks(self, index: int) -> int:
+        """Masks of an open block, those of the prompt counting as the first one's."""
+        end = self.plan.prompt_len + self.plan.blocks[index].end
+        return int(self.candidates.searchsorted(end)) - self._bound(index)
+
+    def _decided_share(self, index: int) -> float:
+        block = self.plan.blocks[index]
+        total = block.end - block.start
+        if index == 0:
+            total += int((~self.given[: self.plan.prompt_len]).sum())
+        return (total - self._masks(index)) / total
+
+    def _select(self) -> tuple[Selection, ...]:
+        """How the next step decides its candidates; opens blocks where it may."""
+        if self.finished:
+            return ()
+        plan, parameters = self.plan, self.plan.parameters
+        block = plan.blocks[self.block]
+        if parameters.pace is None:
+            quota = self.algorithm.num_to_unmask(
+                self.block_masks,
+                self.candidates.size,
+                self.block_step,
+                block.steps,
+                parameters.eps,
+            )
+            return (Selection(self.candidates.size, quota),)
+        if parameters.block_add is not None:
+            while (
+                self.open_blocks < len(plan.blocks)
+                and self._decided_share(self.open_blocks - 1) >= parameters.block_add
+            ):
+                opened = plan.blocks[self.open_blocks]
+                start = plan.prompt_len + opened.start
+                masked = self.tokens[start : plan.prompt_len + opened.end] == self.mask_token_id
+                self.candidates = np.concatenate((self.candidates, masked.nonzero()[0] + start))
+                self.open_blocks += 1
+        name, bound = parameters.pace
+        rule = RULES[name]
+        size = int(self.candidates.searchsorted(plan.prompt_len + block.end))
+        if self.block_step == block.steps - 1:
+            # The last step that the block may take.
+            selections = [Selection(size, size)]
+        else:
+            selections = [Selection(size, 1, rule, bound)]
+        full = BLOCK_FULL if parameters.block_full is None else parameters.block_full
+        for index in range(self.block + 1, self.open_blocks):
+            # Once its predecessor is full a block advances in every step, sure or not.
+            quota = int(self._decided_share(index - 1) >= full)
+            selections.append(Selection(self._masks(index), quota, rule, bound))
+        return tuple(selections)
+
+    def _drop_decided(self) -> None:
+        self.candidates = self.candidates[self.tokens[self.candidates] == self.mask_token_id]
+
+    def _write(self, positions: Positions, tokens: npt.NDArray[np.int64]) -> None:
+        """Decide positions; those that the client has become what they were."""
+        self.tokens[positions] = tokens
+        if self.sent.size:
+            places = positions[positions >= self.plan.prompt_len] - self.plan.prompt_len
+            places = places[places < self.sent.size]
+            self.tokens[self.plan.prompt_len + places] = self.sent[places]
+
+    def _write_sent(self, end: int) -> None:
+        """Fill what the client has of the canvas before `end` into what is still masked."""
+        if self.sent.size:
+            known = self.sent[:end]
+            canvas = self.tokens[self.plan.prompt_len :][: known.size]
+            np.copyto(canvas, known, where=canvas == self.mask_token_id)
+            self._drop_decided()

@@ -1,18 +1,19 @@
 """What a worker does between loading the model and serving: measure memory, compile kernels."""
 
+import gc
 import time
 from typing import Final
 
-import numpy as np
 import torch
-from vllm.utils.mem_utils import format_gib
+from vllm.utils.mem_utils import MemorySnapshot, format_gib
 
 from vllm_sparsed.attention.metadata import SequencePhase
-from vllm_sparsed.decoding.batch_decoder import DecodeRows
+from vllm_sparsed.decoding.algorithms import ALGORITHMS
 from vllm_sparsed.kernels import block_sparse_attention, pattern_building
 from vllm_sparsed.kernels.block_sparse_attention import flash_attention_4
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.worker.cuda_graphs import MAX_GRAPHS, PassGraphs
+from vllm_sparsed.worker.decoding_warm_up import Asked, candidates_of, warm_up_decoding
 from vllm_sparsed.worker.memory_errors import ADVICE, StartupError, fits_in_memory
 from vllm_sparsed.worker.model_runner import DenoisingModelRunner
 from vllm_sparsed.worker.packing import PackedBatch
@@ -24,13 +25,23 @@ _CPU_SEQUENCE: Final = 1024
 but a full-length pass would take minutes."""
 
 
-def measure_memory(runner: DenoisingModelRunner, limit_bytes: int | None) -> int:
-    """Run the largest batch the scheduler may form and compare its peak with the limit.
+def measure_memory(
+    runner: DenoisingModelRunner,
+    limit_bytes: int | None,
+    baseline: MemorySnapshot | None = None,
+    context_bytes: int = 0,
+) -> int:
+    """Run the largest batch the scheduler may form and compare what the process takes with a limit.
+
+    That is what PyTorch holds at the peak, the parts of its blocks that lie idle included, what
+    libraries and collectives have taken beside it, and the process's context.
 
     Args:
         runner: with its model loaded and its pattern store allocated.
         limit_bytes: memory that this worker may take, weights included; None: no limit but the
             machine's.
+        baseline: vLLM's snapshot of the device, before the model was loaded.
+        context_bytes: what the process had taken by then.
 
     Returns:
         Peak bytes on the device, what all CUDA graphs may take included (0 on CPUs, where nobody
@@ -41,26 +52,36 @@ def measure_memory(runner: DenoisingModelRunner, limit_bytes: int | None) -> int
     """
     on_device = runner.device.type != "cpu"
     if on_device:
+        gc.collect()
+        torch.accelerator.empty_cache()
         torch.accelerator.reset_peak_memory_stats()
     batch = f"A full batch of max_num_batched_tokens={runner.settings.max_batch_tokens} tokens"
-    graph_bytes = 0
+    graph_bytes = held = 0
     with fits_in_memory(batch):
         _largest_batch(runner)
+        if on_device:
+            torch.accelerator.synchronize()
+            held = torch.accelerator.max_memory_reserved()
         if runner.graphs is not None:
             graph_bytes = _record_largest_pass(runner, runner.graphs)
     if not on_device:
         return 0
-    torch.accelerator.synchronize()
-    peak = torch.accelerator.max_memory_allocated() + graph_bytes
     torch.accelerator.empty_cache()
+    outside = context_bytes
+    if baseline is not None:
+        now = MemorySnapshot(device=baseline.device)
+        # What the graphs take outside PyTorch is counted with them.
+        outside += max(0, now.non_torch_memory - baseline.non_torch_memory)
+    peak = held + graph_bytes + outside
     logger.info(
         "Peak memory of a full batch of %d tokens: %s GiB (weights %s GiB, pattern store %s GiB, "
-        "CUDA graphs %s GiB)",
+        "CUDA graphs %s GiB, context, libraries and collectives %s GiB)",
         runner.settings.max_batch_tokens,
         format_gib(peak),
         format_gib(runner.model_memory_usage),
         format_gib(runner.store.num_bytes if runner.store else 0),
         format_gib(graph_bytes),
+        format_gib(outside),
     )
     if limit_bytes is not None and peak > limit_bytes:
         needs = f"needs {format_gib(peak)} GiB of {format_gib(limit_bytes)} GiB allowed"
@@ -107,13 +128,13 @@ def _largest_batch(runner: DenoisingModelRunner) -> None:
     hidden = output[torch.arange(total, device=runner.device)]
     num_rows = min(total, 2 * runner.max_chunk_rows)
     hidden = hidden[:num_rows]
-    # Every option that takes memory: guidance, sampling, top-p and entropy.
-    costliest = _rows(num_rows, "entropy", temperature=1.0, top_p=0.9, cfg_scale=1.0)
-    runner.decoder.decode(costliest, hidden, hidden, runner.model.compute_logits)
-    # What most requests ask for, so that the first of them waits for no compiler.
-    for temperature in (0.0, 1.0):
-        rows = _rows(1, settings.server.defaults.alg, temperature=temperature)
-        runner.decoder.decode(rows, hidden[:1], None, runner.model.compute_logits)
+    # Every option that takes memory: guidance, sampling, top-p, top-k and entropy.
+    costliest = Asked(
+        ALGORITHMS["entropy"].ranking, temperature=1.0, top_p=0.9, top_k=50, cfg_scale=1.0
+    )
+    runner.decoder.decode(
+        candidates_of(costliest, number=num_rows), hidden, hidden, runner.model.compute_logits
+    )
 
 
 def _lengths(total: int, longest: int) -> list[int]:
@@ -161,39 +182,25 @@ def _device_bytes() -> tuple[int, int]:
     return reserved, int(total - free - reserved)
 
 
-def _rows(
-    num_rows: int, alg: str, *, temperature: float, top_p: float = 1.0, cfg_scale: float = 0.0
-) -> DecodeRows:
-    """Candidates of one request, of which one is unmasked."""
-
-    def one(value: float, dtype: type) -> np.ndarray:
-        return np.array([value], dtype=dtype)
-
-    return DecodeRows(
-        request=np.zeros(num_rows, dtype=np.int32),
-        position=np.arange(num_rows, dtype=np.int32),
-        algs=(alg,),
-        temperature=one(temperature, np.float64),
-        top_p=one(top_p, np.float64),
-        top_k=one(0, np.int64),
-        alg_temp=one(0.0, np.float64),
-        seed=one(0, np.int64),
-        step=one(0, np.int64),
-        num_to_unmask=one(1, np.int64),
-        unmask_probability=one(1.0, np.float64),
-        cfg_scale=one(cfg_scale, np.float64),
-        logits_eos_inf=one(0, np.bool_),
-        confidence_eos_eot_inf=one(0, np.bool_),
-    )
-
-
 def compile_kernels(runner: DenoisingModelRunner) -> None:
-    """Compile what the first pattern-building and sparse steps will call (CUDA only).
+    """Compile what the steps of any request will call (CUDA only): no request waits for that.
 
     FlashAttention 4, where requests are to use it, is also compared with this package's kernel: it
     is called by names that another version of vLLM may change.
     """
-    if runner.store is None or runner.device.type == "cpu":
+    if runner.device.type == "cpu":
+        return
+    started = time.perf_counter()
+    count = warm_up_decoding(
+        runner.decoder,
+        runner.model_config.get_hidden_size(),
+        runner.model_config.dtype,
+        runner.model.compute_logits,
+    )
+    torch.accelerator.synchronize()
+    seconds = time.perf_counter() - started
+    logger.info("Compiled the decoding kernels in %.1f s (%d kinds of steps)", seconds, count)
+    if runner.store is None:
         return
     from vllm.config import get_layers_from_vllm_config
     from vllm.model_executor.layers.attention import Attention

@@ -1,0 +1,1 @@
+"""What the API server does for diffusion models beside vLLM's own routes."""
