@@ -7,6 +7,7 @@ number that stands where the first half of the answer says.
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from math import isqrt
 from typing import Final
 
@@ -40,7 +41,7 @@ def _chain(rng: random.Random, count: int) -> Facts:
     questions = []
     for chain, value in enumerate(draw_numbers(rng, chains)):
         members = names[chain::chains]
-        for name, source in zip(members, members[1:], strict=False):
+        for name, source in pairwise(members):
             lines.append((f"The value of {name} is that of", f" {source}", ".\n"))
         lines.append(fact_line("value", members[-1], value))
         # One for each chain: the answer to another would hold the rest of the way.

@@ -3,8 +3,8 @@
     python -m small_model.training.evaluation MODEL --lengths 1024 4096 --documents 100
 
 The rules are the server's for `low_confidence` at temperature 0: blocks of 32, the most confident
-masks of the block first, a fixed number of them a pass. Documents that are a few tokens shorter than
-others begin with part of a sentence more, so that they can be asked together.
+masks of the block first, a fixed number of them a pass. Documents that are a few tokens shorter
+than others begin with part of a sentence more, so that they can be asked together.
 """
 
 import argparse
@@ -113,7 +113,8 @@ def fill_in(
         ends: tokens with which an answer ends; what follows the first is not decided any more.
 
     Returns:
-        int64 [requests, canvas]; int64 [requests], passes; int64 [requests], tokens decided in them.
+        int64 [requests, canvas]; int64 [requests], passes; int64 [requests], tokens decided in
+        them.
     """
     device = prompts.device
     requests, length = prompts.shape
