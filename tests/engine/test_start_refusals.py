@@ -166,7 +166,13 @@ def lines() -> Iterator[list[tuple[str, str]]]:
 
 
 def test_what_has_no_effect_is_said(lines: list[tuple[str, str]]) -> None:
-    create(num_gpu_blocks_override=7, block_size=32, enable_prefix_caching=True)
+    without_pages = {"diffusion": {"kv_reuse_pages": False}}
+    create(
+        num_gpu_blocks_override=7,
+        block_size=32,
+        enable_prefix_caching=True,
+        additional_config=without_pages,
+    )
     for option in ("--num-gpu-blocks-override", "--block-size"):
         (level,) = (level for level, text in lines if text.startswith(f"{option} has no effect"))
         assert level == "WARNING"
