@@ -66,7 +66,6 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
         check_quantization(vllm_config.model_config)
         set_special_tokens(vllm_config.model_config)
         _refuse_unsupported(vllm_config)
-        _report_without_effect(vllm_config)
         model_config = vllm_config.model_config
         scheduler_config = vllm_config.scheduler_config
         server = server_settings(vllm_config)
@@ -81,10 +80,11 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
             CPU_WORKER if current_platform.is_cpu() else GPU_WORKER
         )
         scheduler_config.scheduler_cls = SCHEDULER
+        keeps_pages = decide_pages(vllm_config, server)
+        _report_without_effect(vllm_config, keeps_pages)
         scheduler_config.async_scheduling = False
         scheduler_config.enable_chunked_prefill = False
         vllm_config.cache_config.enable_prefix_caching = False
-        keeps_pages = decide_pages(vllm_config, server)
         server = replace(server, kv_reuse_pages=keeps_pages)
         if not keeps_pages or vllm_config.cache_config.kv_cache_memory_bytes is None:
             # This also keeps vLLM from reserving most of the host's memory on CPUs.
@@ -205,18 +205,20 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
             )
 
 
-def _report_without_effect(vllm_config: "VllmConfig") -> None:
-    """Say what is switched off: by default vLLM asks for it, so it cannot be refused."""
+def _report_without_effect(vllm_config: "VllmConfig", keeps_pages: bool) -> None:
+    """Say what is ignored or switched off; vLLM asks for some of it by default, so it cannot be
+    refused."""
     cache_config = vllm_config.cache_config
-    for option, asked in {
-        "--num-gpu-blocks-override": cache_config.num_gpu_blocks_override is not None,
-        "--block-size": cache_config.user_specified_block_size,
-    }.items():
-        if asked:
-            logger.warning(
-                "%s has no effect on diffusion language models: there is no key/value cache.",
-                option,
-            )
+    overrides_blocks = cache_config.num_gpu_blocks_override is not None
+    if overrides_blocks and not keeps_pages:
+        logger.warning(
+            "--num-gpu-blocks-override has no effect, as this engine keeps no keys and values."
+        )
+    if cache_config.user_specified_block_size:
+        logger.warning(
+            "--block-size has no effect on diffusion language models; sparsed.block_size is that "
+            "of the patterns."
+        )
     switched_off = {
         "prefix caching": cache_config.enable_prefix_caching,
         "chunked prefill": vllm_config.scheduler_config.enable_chunked_prefill,
