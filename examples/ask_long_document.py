@@ -307,8 +307,8 @@ def show_figures(answers: dict[str, Answer]) -> None:
     ratio = answers["exact"].seconds / answers["fast"].seconds
     print(
         f"Deciding all that the model is sure of took {ratio:.1f} times less time. Sparse\n"
-        "attention gains nothing at so few tokens, on a CPU above all: docs/performance.md has its\n"
-        "times for long texts on GPUs.\n"
+        "attention gains nothing at so few tokens, on a CPU above all: docs/performance.md has\n"
+        "its times for long texts on GPUs.\n"
     )
 
 
