@@ -11,11 +11,11 @@ from typing import Any, Final
 from vllm import LLM, SamplingParams
 
 # This repository's own: it knows no other words than those of its documents.
-SMALL_MODEL = str(Path(__file__).resolve().parents[1] / "llada-retrieval-5m")
+SMALL_MODEL = str(Path(__file__).resolve().parents[1] / "llada-yardstick-6m")
 # Facts that no model knows: the answer can only come from the text.
 QUESTION = (
-    "The access code of the amber lantern is 905714263815.\n"
-    "The access code of the quiet harbor is 482190365174.\n"
+    "The access code of the amber lantern is 90571426.\n"
+    "The access code of the quiet harbor is 48219036.\n"
     "The access code of the bronze bridge is 031687245093.\n"
     "The access code of the hidden garden is 759238610427.\n"
     "What is the access code of the quiet harbor?"

@@ -2,7 +2,7 @@
 
 Start the server first, for instance
 
-    vllm serve llada-retrieval-5m --attention-backend sparsed
+    vllm serve llada-yardstick-6m --attention-backend sparsed
 """
 
 import argparse
@@ -11,8 +11,8 @@ from openai import OpenAI
 
 # Facts that no model knows: the answer can only come from the text.
 QUESTION = (
-    "The access code of the amber lantern is 905714263815.\n"
-    "The access code of the quiet harbor is 482190365174.\n"
+    "The access code of the amber lantern is 90571426.\n"
+    "The access code of the quiet harbor is 48219036.\n"
     "The access code of the bronze bridge is 031687245093.\n"
     "The access code of the hidden garden is 759238610427.\n"
     "What is the access code of the quiet harbor?"

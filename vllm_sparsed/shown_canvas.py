@@ -4,7 +4,7 @@ Neither PyTorch nor vLLM is imported here.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 SPECIAL: Final = "·"  # stands for a special token, such as the end of the turn
@@ -13,25 +13,24 @@ UNPRINTABLE: Final = "⏎"  # for a line break, a tab or another character witho
 
 @dataclass(frozen=True, slots=True)
 class ShownCanvas:
-    """The canvas of one choice of a request, after `step` of its steps.
+    """The canvas of one choice of a request, after some of its passes.
 
     Attributes:
         prompt: index of the choice's prompt in its request.
         index: of the choice among those of its prompt.
-        step: denoising steps done.
-        steps: denoising steps planned.
-        passes: steps done that ran the model; one that decides nothing does not.
-        sparse_from: the first step with sparse attention, counted from 1; None: all are dense.
+        passes: forward passes done.
+        most_passes: as many as the request takes, at most.
+        sparse_from: the first pass with sparse attention, counted from 1; None: there was none yet.
         finished: whether the request has ended; masks may be left where an end of text was decided.
-        tokens: the canvas; None where it is still a mask.
-        decided_in: for each token the step, counted from 1, that decided it; 0: a mask.
+        tokens: the canvas, with infilling after the prompt; None where it is still a mask.
+        decided_in: for each token the pass, counted from 1, that decided it; 0: a mask, or a token
+            that the prompt gave or that had been sent before a preemption.
     """
 
     prompt: int
     index: int
-    step: int
-    steps: int
     passes: int
+    most_passes: int
     sparse_from: int | None
     finished: bool
     tokens: list[int | None]
@@ -39,8 +38,12 @@ class ShownCanvas:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether the last step ran with sparse attention."""
-        return self.sparse_from is not None and self.step >= self.sparse_from
+        """Whether the last pass ran with sparse attention."""
+        return self.sparse_from is not None
+
+    def to_fields(self) -> dict[str, Any]:
+        """The fields, which other processes make it again from; lists are not copied."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def num_decided(self) -> int:

@@ -22,10 +22,19 @@ _WORDS: Final = {
     "pattern": ("block_importance", "row_statistics", "select_blocks"),
     "attention": ("flash", "block_sparse", "fmha", "sdpa", "scaled_dot_product", "attention"),
     "activation": ("silu", "act_and_mul", "swiglu", "activation"),
-    "rest": ("norm", "rotary", "rope", "embedding"),
+    "rest": (
+        "norm",
+        "rotary",
+        "rope",
+        "embedding",
+        "topk_softmax",
+        "topk_gating",
+        "moe_align",
+        "moe_sum",
+    ),
     "linear": (
         *("gemm", "nvjet", "cutlass", "wgmma", "cublas", "splitkreduce", "scaled_mm", "aten::mm"),
-        *("aten::addmm", "aten::linear", "mkldnn", "onednn", "cpu_linear", "_quant"),
+        *("aten::addmm", "aten::linear", "mkldnn", "onednn", "cpu_linear", "_quant", "fused_moe"),
     ),
 }
 """Words of kernel names (of operator names on a CPU), looked for in this order."""

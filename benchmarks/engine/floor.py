@@ -41,8 +41,13 @@ def measure_floor(model: Any, num_tokens: int, num_rows: int) -> Floor:
         model: as the model runner has it.
         num_tokens: of the pass.
         num_rows: that need logits.
+
+    Raises:
+        ValueError: the model has experts.
     """
     layers = model.model.layers
+    if not hasattr(layers[0].mlp, "down_proj"):
+        raise ValueError("--floor is for models without experts: which of them a row takes varies")
     weight = model.lm_head.weight
     device, dtype = weight.device, model.model.norm.weight.dtype
 

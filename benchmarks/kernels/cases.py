@@ -7,7 +7,13 @@ from typing import Any, Final
 
 import torch
 
-SHAPES: Final = {"llada": (32, 32), "dream": (28, 4), "tiny": (4, 2)}
+SHAPES: Final = {
+    "llada": (32, 32),
+    "dream": (28, 4),
+    "illada": (32, 8),
+    "llada-moe": (16, 16),
+    "tiny": (4, 2),
+}
 """Query and key heads of LLaDA-8B and Dream-7B, and of a shape for trying out."""
 
 LENGTHS: Final = tuple(1024 * 2**i for i in range(8))

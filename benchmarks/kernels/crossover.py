@@ -48,15 +48,23 @@ class Layer:
     """One attention layer over one sequence of random values."""
 
     def __init__(
-        self, length: int, heads: int, head_dim: int, dtype: torch.dtype, device: str
+        self,
+        length: int,
+        heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: str,
+        kv_heads: int | None = None,
     ) -> None:
+        kv_heads = heads if kv_heads is None else kv_heads
+        self.shared = heads // kv_heads
         self.length, self.heads, self.head_dim = length, heads, head_dim
         self.device = torch.device(device)
-        qkv = torch.randn(length, 3 * heads, head_dim, dtype=dtype, device=device)
-        self.q, self.k, self.v = qkv.split([heads] * 3, dim=1)
+        qkv = torch.randn(length, heads + 2 * kv_heads, head_dim, dtype=dtype, device=device)
+        self.q, self.k, self.v = qkv.split([heads, kv_heads, kv_heads], dim=1)
         self.out = torch.empty(length, heads, head_dim, dtype=dtype, device=device)
         self.attention = SparsedAttentionImpl(
-            heads, head_dim, head_dim**-0.5, heads, attn_type=AttentionType.ENCODER_ONLY
+            heads, head_dim, head_dim**-0.5, kv_heads, attn_type=AttentionType.ENCODER_ONLY
         )
 
     def run(self, metadata: SparsedMetadata) -> Tensor:
@@ -105,12 +113,12 @@ class Layer:
         rows = torch.randperm(self.length, device=self.device)[:CHECKED_ROWS]
         error = largest = 0.0
         for head in range(self.heads):
-            scores = self.q[rows, head].double() @ self.k[:, head].double().T
+            scores = self.q[rows, head].double() @ self.k[:, head // self.shared].double().T
             scores *= self.attention.scale
             if metadata.tiles:
                 kept = _kept_keys(metadata, rows, head, self.length)
                 scores.masked_fill_(~kept, float("-inf"))
-            exact = torch.softmax(scores, dim=-1) @ self.v[:, head].double()
+            exact = torch.softmax(scores, dim=-1) @ self.v[:, head // self.shared].double()
             error = max(error, (out[rows, head].double() - exact).abs().max().item())
             largest = max(largest, exact.abs().max().item())
         roundings = 32 if self.q.dtype == torch.float32 else 4
@@ -193,16 +201,16 @@ def kernels_of(capability: tuple[int, int] | None) -> Iterator[None]:
         return
     from triton.runtime import driver
 
-    from vllm_sparsed.kernels.block_sparse_attention import launch
+    from vllm_sparsed.kernels.devices import capability_of
 
     driver.active.get_current_target()  # compiles for the chip that is there
-    launch._capability.cache_clear()
+    capability_of.cache_clear()
     with (
         mock.patch("torch.cuda.get_device_capability", return_value=capability),
         sdpa_kernel(SDPBackend.FLASH_ATTENTION),
     ):
         yield
-    launch._capability.cache_clear()
+    capability_of.cache_clear()
 
 
 def report(
@@ -238,6 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--lengths", type=int, nargs="+", default=lengths, help="tokens of the sequence")
     add("--block-sizes", type=int, nargs="+", default=[16, 32, 64, 128], choices=(16, 32, 64, 128))
     add("--heads", type=int, default=32)
+    add("--kv-heads", type=int, help="key heads, which query heads share; default: --heads")
     add("--head-dim", type=int, default=128)
     add("--dtype", default="bfloat16", choices=DTYPES)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -257,7 +266,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with kernels_of(capability):
         for length in options.lengths:
             layer = Layer(
-                length, options.heads, options.head_dim, DTYPES[options.dtype], options.device
+                length,
+                options.heads,
+                options.head_dim,
+                DTYPES[options.dtype],
+                options.device,
+                options.kv_heads,
             )
             if capability is not None:
                 layer.attention._flash_version = None

@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from small_model import tasks, words
-from small_model.tasks import Limits, make_document
+from small_model.tasks import Limits, canvas_of, make_document
 
 # What a prompt depends on.
-_SOURCES: Final = (Path(__file__), Path(tasks.__file__), Path(words.__file__))
+_SOURCES: Final = (
+    Path(__file__),
+    *sorted(Path(tasks.__file__).parent.glob("*.py")),
+    Path(words.__file__),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,7 @@ class Case:
 
     Attributes:
         document: number of its document within task and length.
+        canvas: tokens that hold the answer and the end of its turn.
     """
 
     task: str
@@ -31,10 +36,15 @@ class Case:
     document: int
     prompt: list[int]
     answer: str
+    canvas: int = 32
 
 
 def make_cases(
-    tokenizer: Any, tasks: Iterable[str], lengths: Iterable[int], documents: int, canvas: int
+    tokenizer: Any,
+    tasks: Iterable[str],
+    lengths: Iterable[int],
+    documents: int,
+    canvas: int | None = None,
 ) -> list[Case]:
     """Questions whose prompt and canvas fit each length.
 
@@ -43,27 +53,30 @@ def make_cases(
         tasks: names of `TASKS`.
         lengths: tokens of prompt and canvas together.
         documents: per task and length.
-        canvas: tokens of the answer.
+        canvas: tokens of every answer; None: as many as the task's longest may take
+            (`canvas_of`).
     """
 
     @lru_cache(maxsize=200_000)
     def count(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False))
 
-    overhead = len(chat_prompt(tokenizer, "")) + canvas
+    overhead = len(chat_prompt(tokenizer, ""))
     cases = []
     for task, length, seed in itertools.product(tasks, lengths, range(documents)):
-        room = length
+        room, tokens = length, canvas or canvas_of(task)
         while True:
-            document = make_document(task, "test", seed, Limits(room, count, overhead))
+            document = make_document(
+                task, "test", seed, Limits(room, count, overhead, canvas=tokens)
+            )
             question = document.questions[0]
             prompt = chat_prompt(tokenizer, document.prompt(question))
-            excess = len(prompt) + canvas - length
+            excess = len(prompt) + tokens - length
             if excess <= 0:
                 break
             # Tokens may join differently where lines do.
             room -= excess
-        cases.append(Case(task, length, seed, prompt, question.answer))
+        cases.append(Case(task, length, seed, prompt, question.answer, tokens))
     return cases
 
 
@@ -82,7 +95,7 @@ def cached_cases(
     tasks: Iterable[str],
     lengths: Iterable[int],
     documents: int,
-    canvas: int,
+    canvas: int | None = None,
 ) -> list[Case]:
     """`make_cases` through files of a folder, a file per task and length.
 
@@ -92,7 +105,8 @@ def cached_cases(
     mark = _fingerprint(tokenizer)
     groups = list(itertools.product(tasks, lengths))
     paths = {
-        group: folder / f"{group[0]}-{group[1]}-{documents}x{canvas}-{mark}.json"
+        group: folder
+        / f"{group[0]}-{group[1]}-{documents}x{canvas or canvas_of(group[0])}-{mark}.json"
         for group in groups
     }
 

@@ -4,8 +4,9 @@
 
 Each question is a chat turn after its document; documents are of the test split, which no training
 uses. Dense attention and SparseD's defaults are asked at every length; then, at one length, SparseD
-with one parameter varied at a time, the baselines and the ablations. The output folder gets the
-answers, `quality.csv`, `similarity.csv`, `summary.md` and plots. With `--part 2/5` this process
+with one parameter varied at a time, the baselines and the ablations (`--grid shortcuts`: several
+tokens a pass and kept keys and values). The output folder gets the answers, `quality.csv`,
+`similarity.csv`, `summary.md` and plots. With `--part 2/5` this process
 does its share; `python -m benchmarks.quality.report FOLDER` then makes the rest.
 """
 
@@ -27,19 +28,21 @@ from benchmarks.quality.settings import (
     Axes,
     Setting,
     compared_settings,
+    keeps_keys_and_values,
     main_settings,
     product_settings,
+    shortcut_settings,
     sweep_settings,
 )
 from benchmarks.quality.similarity import FILE_NAME, measure, write_overlaps
-from small_model.tasks import TASKS
+from small_model.tasks import TASKS, canvas_of
 
 CUDA_BATCH_TOKENS: Final = 131_072  # of a forward pass: keeps a large GPU busy with a small model
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Work that is done in one go: one setting at one length."""
+    """Work of one process: one setting at one length."""
 
     setting: Setting
     length: int
@@ -71,17 +74,21 @@ def evaluate(
     units: Iterable[Unit],
     asking: Asking,
     report: Callable[[str], None] = print,
+    model: str = "",
 ) -> list[Record]:
-    """All units, one after another."""
+    """All units, one after another; of each, one task after another, so that each has its time."""
     records: list[Record] = []
     for unit in units:
         began = time.perf_counter()
+        fresh: list[Record] = []
         asked = unit.cases(cases)
-        answered = answer_cases(llm, asked, unit.setting, asking)
-        fresh = [
-            record(unit.setting, case, answer, min(asking.steps, asking.canvas))
-            for case, answer in zip(asked, answered, strict=True)
-        ]
+        for task in dict.fromkeys(case.task for case in asked):
+            of_task = [case for case in asked if case.task == task]
+            answered = answer_cases(llm, of_task, unit.setting, asking)
+            fresh += [
+                record(unit.setting, case, answer, model)
+                for case, answer in zip(of_task, answered, strict=True)
+            ]
         records += fresh
         line = setting_line(summarize(fresh)[-1])
         report(f"{line} ({time.perf_counter() - began:.1f} s)")
@@ -96,8 +103,11 @@ def all_units(options: argparse.Namespace, axes: Axes) -> list[Unit]:
     ]
     if options.grid == "main":
         return units
-    sweep = sweep_settings(axes) if options.grid == "one" else product_settings(axes)
-    others = [*sweep, *compared_settings(axes)]
+    if options.grid == "shortcuts":
+        others = shortcut_settings(axes, keeps_keys_and_values())
+    else:
+        sweep = sweep_settings(axes) if options.grid == "one" else product_settings(axes)
+        others = [*sweep, *compared_settings(axes)]
     documents = options.sweep_documents
     if options.sweep_length in options.lengths:
         # No more than dense attention is asked: each is compared with it.
@@ -129,7 +139,7 @@ def start_engine(options: argparse.Namespace, units: Sequence[Unit]) -> Any:
         # The server's values are the most that a request may ask for.
         additional_config={
             "sparsed": {
-                "max_canvas": options.canvas,
+                "max_canvas": options.canvas or max(map(canvas_of, options.tasks)),
                 "select": max(selects, default=0.3),
                 "block_size": min(blocks, default=128),
             }
@@ -172,17 +182,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--sweep-documents", type=int, default=100, help="per task, of all other settings")
     grid_help = (
         "main: dense and the defaults; one: also one parameter varied at a time, baselines and "
-        "ablations; full: every combination in place of one at a time"
+        "ablations; full: every combination in place of one at a time; shortcuts: also several "
+        "tokens a pass and kept keys and values, alone, together and with SparseD"
     )
-    add("--grid", choices=("main", "one", "full"), default="one", help=grid_help)
+    add("--grid", choices=("main", "one", "full", "shortcuts"), default="one", help=grid_help)
     default_help = "SELECT,SKIP,BLOCK SIZE asked at every length; default: as released"
     add("--defaults", type=setting_of, nargs="+", default=RELEASED, help=default_help)
     add("--select", type=float, nargs="*", default=[0.1, 0.2, 0.3, 0.4, 0.5])
     add("--skip", type=float, nargs="*", default=[0.0, 0.1, 0.2, 0.3])
     add("--block-size", type=int, nargs="*", default=[32, 64, 128])
     add("--similarity-documents", type=int, default=1, help="per task; 0: leave it out")
-    add("--canvas", type=int, default=32, help="tokens of an answer")
-    add("--steps", type=int, default=32, help="denoising steps of an answer")
+    add("--canvas", type=int, help="tokens of every answer; default: what the task's may take")
     add("--alg", help="diffusion_alg of the requests; default: the model's")
     batch_help = f"of a pass; default: {CUDA_BATCH_TOKENS} on CUDA, else four of the longest"
     add("--batch-tokens", type=int, help=batch_help)
@@ -197,7 +207,7 @@ def main() -> int:
     axes = Axes(defaults, tuple(options.select), tuple(options.skip), tuple(options.block_size))
     units = all_units(options, axes)
     part, parts = options.part
-    asking = Asking(options.canvas, options.steps, options.alg)
+    asking = Asking(options.canvas, options.alg)
     llm = start_engine(options, units)
     began = time.perf_counter()
     mine = share(units, part, parts)
@@ -217,7 +227,7 @@ def main() -> int:
         )
     ]
     print(f"{len(cases)} documents made or read ({time.perf_counter() - began:.1f} s)")
-    records = evaluate(llm, cases, mine, asking)
+    records = evaluate(llm, cases, mine, asking, model=Path(options.model).name)
     write_rows(answers_path(options.output, part, parts), records)
     if records_patterns:
         recorded = Unit(defaults[0], options.sweep_length, options.similarity_documents)

@@ -1,13 +1,14 @@
 """Plots of an evaluation, each as PNG and SVG."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.quality.results import ALL_TASKS, Row, main_settings, pooled_rows
-from benchmarks.quality.settings import PATTERNS, Setting
+from benchmarks.quality.settings import DENSE, PATTERNS, Setting
 from benchmarks.quality.similarity import Overlap
 from small_model.tasks import TASKS
 
@@ -42,6 +43,8 @@ def draw_all(
         "baselines": lambda: by_task(same_documents, defaults, _is_baseline),
         "ablations": lambda: by_task(same_documents, defaults, _is_ablation),
         "similarity": lambda: similarity(overlaps),
+        "tokens-per-pass": lambda: by_cost(same_documents, "tokens_per_pass"),
+        "rows-per-token": lambda: by_cost(same_documents, "rows_per_token"),
     }
     drawn = []
     for name, draw in figures.items():
@@ -94,7 +97,7 @@ def by_parameter(rows: Rows, defaults: Sequence[Setting]) -> Any:
             if of == name:
                 _errorbar(axis, [getattr(r.setting, name) for r in line], line, default.name)
         for setting, row in found.items():
-            if setting.is_dense:
+            if setting == DENSE:
                 axis.axhspan(row.low, row.high, color="grey", alpha=0.2, label="dense")
         axis.set(xlabel=name.replace("_", " "))
     axes[-1].set_xscale("log", base=2)
@@ -115,7 +118,7 @@ def by_task(rows: Rows, defaults: Sequence[Setting], chosen: Callable[[Setting],
     tasks = [t for t in (*TASKS, ALL_TASKS) if any(row.task == t for row in here)]
     figure, axes = _panels(len(defaults), max(4.0, 1.2 * len(tasks)), columns=1)
     for axis, default in zip(axes, defaults, strict=True):
-        shown = [row.setting for row in here if row.setting.is_dense or row.setting == default]
+        shown = [row.setting for row in here if row.setting in (DENSE, default)]
         shown += [s for s in others if _beside(s, default)]
         settings = list(dict.fromkeys(shown))
         width = 0.8 / len(settings)
@@ -130,6 +133,49 @@ def by_task(rows: Rows, defaults: Sequence[Setting], chosen: Callable[[Setting],
         axis.set_xticks(range(len(tasks)), [t.replace("_", "\n") for t in tasks], fontsize=8)
         axis.set(title=f"{default.name}; {length} tokens", ylabel="exact match", ylim=(0, 1.02))
         axis.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def by_cost(rows: Rows, cost: str) -> Any:
+    """Exact match over what an answer costs, a panel per task and a line per method.
+
+    Args:
+        rows: of several lengths; that of most settings is drawn.
+        cost: field of a row, `tokens_per_pass` or `rows_per_token`.
+    """
+    if not any(row.setting.has_shortcuts for row in rows):
+        return None
+    length = pooled_rows(rows)[0].length
+    here = [row for row in rows if row.length == length and row.tokens]
+    tasks = [t for t in (*TASKS, ALL_TASKS) if any(row.task == t for row in here)]
+    columns = min(4, len(tasks))
+    figure, axes = _panels(len(tasks), 3.6, columns)
+    methods = list(dict.fromkeys(row.setting.method for row in here))
+    colors = [f"C{n % 10}" for n in range(len(methods))]
+    for axis, task in zip(axes, tasks, strict=False):
+        for number, (method, color) in enumerate(zip(methods, colors, strict=True)):
+            line = [r for r in here if r.task == task and r.setting.method == method]
+            line.sort(key=lambda row: float(getattr(row, cost)))
+            places = [getattr(row, cost) for row in line]
+            heights = [row.exact_match for row in line]
+            style = ("-", "--", ":", "-.")[number // 10 % 4]
+            axis.errorbar(
+                places,
+                heights,
+                yerr=_errors(line),
+                label=method,
+                color=color,
+                ls=style,
+                marker="o",
+                ms=3,
+                lw=1,
+                elinewidth=0.5,
+            )
+        axis.set(title=task, xlabel=cost.replace("_", " "), xscale="log", ylim=(-0.02, 1.02))
+    for axis in axes[len(tasks) :]:
+        axis.axis("off")
+    axes[0].set_ylabel(f"exact match, {length} tokens")
+    _legend(figure, axes[0])
     return figure
 
 
@@ -191,8 +237,8 @@ def _varied(found: dict[Setting, Row], default: Setting, name: str) -> list[Row]
 
 
 def _same_but(one: Setting, other: Setting, name: str) -> bool:
-    fields = ("select", "skip", "block_size", "pattern", "schedule")
-    return all(getattr(one, f) == getattr(other, f) for f in fields if f != name)
+    names = [f.name for f in fields(one) if f.name != name]
+    return all(getattr(one, n) == getattr(other, n) for n in names)
 
 
 def _matrix(overlaps: Sequence[Overlap], kind: str, layer: int) -> Any:

@@ -61,9 +61,10 @@ def summary(rows: Sequence[Row], overlaps: Sequence[Overlap]) -> str:
         "also the difference to dense attention on the same documents in points, with its paired "
         "95% interval (Newcombe 1998, method 10).\n",
         _by_length(rows, main),
-        "All tasks together. Density: share of the key blocks that a pattern keeps. Sparse tokens: "
-        "share of the answers' tokens decided in steps with sparse attention. Same answer: as with "
-        "dense attention, right or wrong.\n",
+        "All tasks together. Density: share of the key blocks that a pattern keeps. Rows a token: "
+        "rows that all passes of an answer computed, by its tokens. Seconds: of an answer, in a "
+        "batch. Sparse tokens: share of the answers' tokens decided in steps with sparse "
+        "attention. Same answer: as with dense attention, right or wrong.\n",
         _all_settings(rows),
         "The same settings by task: exact match in percent.\n",
         _by_task(rows),
@@ -144,7 +145,8 @@ def _by_length(rows: Sequence[Row], settings: Sequence[Setting]) -> str:
 
 
 def _all_settings(rows: Sequence[Row]) -> str:
-    header = ["setting", "length", "n", "density", "steps", "sparse tokens", "same answer"]
+    header = ["setting", "length", "n", "density", "passes", "tokens a pass", "rows a token"]
+    header += ["seconds", "sparse tokens", "same answer"]
     return table(
         [*header, "exact match", "difference to dense"],
         [
@@ -154,6 +156,9 @@ def _all_settings(rows: Sequence[Row]) -> str:
                 str(row.documents),
                 "-" if row.density is None else f"{row.density:.3f}",
                 f"{row.steps:.1f}",
+                f"{row.tokens_per_pass:.2f}",
+                f"{row.rows_per_token:.0f}",
+                f"{row.seconds:.3f}",
                 f"{row.sparse_tokens:.0%}",
                 "-" if row.same_answer is None else f"{row.same_answer:.0%}",
                 _percent(row),

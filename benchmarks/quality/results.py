@@ -11,8 +11,8 @@ from typing import Any, Final
 from benchmarks.quality.answering import Answered
 from benchmarks.quality.cases import Case
 from benchmarks.quality.intervals import paired_difference, wilson_interval
-from benchmarks.quality.settings import Setting, as_text, from_text, sort_key
-from small_model.tasks import TASKS, is_correct
+from benchmarks.quality.settings import DENSE, Setting, as_text, from_text, sort_key
+from small_model.tasks import LINE_TASKS, TASKS, is_correct, right_lines
 
 ALL_TASKS: Final = "all"  # in place of a task: all of them together
 _PART: Final = re.compile(r"answers-(\d+)-of-(\d+)\.csv")
@@ -24,10 +24,14 @@ class Record:
 
     Attributes:
         document: number within task and length: equal ones are paired.
-        steps: denoising steps taken.
+        steps: passes taken.
         tokens: of the answer, with its end.
         sparse_tokens: those of them decided in steps with sparse attention.
         density: share of the key blocks that the patterns keep; None where none was built.
+        lines: share of the right lines, of tasks whose answers have several; else 1 or 0.
+        rows: computed in all passes.
+        seconds: of the batch that it was asked in, divided by its requests.
+        model: as it was named on the command line.
     """
 
     setting: Setting
@@ -41,23 +45,32 @@ class Record:
     density: float | None
     answer: str
     expected: str
+    lines: float = 0.0
+    rows: int = 0
+    seconds: float = 0.0
+    model: str = ""
 
 
-def record(setting: Setting, case: Case, answered: Answered, steps: int) -> Record:
-    """Judge an answer; `steps` are those asked for."""
-    first_sparse = setting.first_sparse_step(steps)
+def record(setting: Setting, case: Case, answered: Answered, model: str = "") -> Record:
+    """Judge an answer."""
+    correct = is_correct(answered.text, case.answer)
+    lines = right_lines(answered.text, case.answer) if case.task in LINE_TASKS else float(correct)
     return Record(
         setting=setting,
         task=case.task,
         length=case.length,
         document=case.document,
-        correct=is_correct(answered.text, case.answer),
+        correct=correct,
         steps=answered.steps,
         tokens=len(answered.decided),
-        sparse_tokens=sum(step >= first_sparse for step in answered.decided),
+        sparse_tokens=answered.sparse_tokens,
         density=answered.density,
         answer=answered.text,
         expected=case.answer,
+        lines=round(lines, 5),
+        rows=answered.rows,
+        seconds=round(answered.seconds, 5),
+        model=model,
     )
 
 
@@ -68,13 +81,19 @@ class Row:
     Attributes:
         task: `ALL_TASKS` for all of them together.
         low, high: bounds of the exact match, 95% (Wilson).
-        difference: of the exact match to dense attention on the same documents; None where these
-            were not asked.
+        difference: of the exact match to dense attention with one token a pass and nothing kept,
+            on the same documents; None where these were not asked.
         difference_low, difference_high: its bounds, 95% (Newcombe, paired).
         same_answer: share of the answers that are those of dense attention, right or wrong.
         density: mean share of the key blocks that the patterns keep.
-        steps: mean of those taken.
+        steps: mean of the passes taken.
         sparse_tokens: share of the answers' tokens decided in steps with sparse attention.
+        right_lines: mean share of the right lines (`Record.lines`).
+        tokens: mean length of the answers, with their ends.
+        tokens_per_pass: tokens of the answers by passes.
+        rows: mean of those computed.
+        rows_per_token: rows computed by tokens of the answers.
+        seconds: mean of those for an answer, in a batch.
     """
 
     setting: Setting
@@ -92,12 +111,19 @@ class Row:
     density: float | None
     steps: float
     sparse_tokens: float
+    right_lines: float = 0.0
+    tokens: float = 0.0
+    tokens_per_pass: float = 0.0
+    rows: float = 0.0
+    rows_per_token: float = 0.0
+    seconds: float = 0.0
+    model: str = ""
 
 
 def summarize(records: Iterable[Record]) -> list[Row]:
     """Rows per setting, task and length, and for all tasks together where there are several."""
     ordered = sorted(records, key=_place)
-    dense = {_question(r): r for r in ordered if r.setting.is_dense}
+    dense = {_question(r): r for r in ordered if r.setting == DENSE}
     rows = []
     for (setting, length), of_length in _grouped(ordered, lambda r: (r.setting, r.length)):
         by_task = list(_grouped(of_length, lambda r: r.task))
@@ -130,7 +156,7 @@ def _row(
     pairs = [(r, dense[_question(r)]) for r in records if _question(r) in dense]
     difference = same = None
     bounds: tuple[float | None, float | None] = (None, None)
-    if pairs and not setting.is_dense:
+    if pairs and setting != DENSE:
         kinds = [(r.correct, d.correct) for r, d in pairs]
         both, gained, lost, neither = (kinds.count(kind) for kind in _KINDS)
         difference = (gained - lost) / len(pairs)
@@ -153,8 +179,19 @@ def _row(
         same_answer=_rounded(same),
         density=round(sum(densities) / len(densities), 5) if densities else None,
         steps=round(sum(r.steps for r in records) / documents, 2),
-        sparse_tokens=round(sum(r.sparse_tokens for r in records) / tokens, 5) if tokens else 0.0,
+        sparse_tokens=_ratio(sum(r.sparse_tokens for r in records), tokens),
+        right_lines=_ratio(sum(r.lines for r in records), documents),
+        tokens=_ratio(tokens, documents),
+        tokens_per_pass=_ratio(tokens, sum(r.steps for r in records)),
+        rows=_ratio(sum(r.rows for r in records), documents),
+        rows_per_token=_ratio(sum(r.rows for r in records), tokens),
+        seconds=_ratio(sum(r.seconds for r in records), documents),
+        model=records[0].model,
     )
+
+
+def _ratio(amount: float, of: float) -> float:
+    return round(amount / of, 5) if of else 0.0
 
 
 def _rounded(value: float | None) -> float | None:
@@ -205,6 +242,10 @@ def read_records(path: Path) -> list[Record]:
                 density=float(row["density"]) if row["density"] else None,
                 answer=row["answer"],
                 expected=row["expected"],
+                lines=float(row["lines"]),
+                rows=int(row["rows"]),
+                seconds=float(row["seconds"]),
+                model=row["model"],
             )
             for row in csv.DictReader(file)
         ]
@@ -235,7 +276,8 @@ def main_settings(rows: Sequence[Row]) -> list[Setting]:
     asked: dict[Setting, set[tuple[str, int, int]]] = {}
     for row in rows:
         # Baselines and ablations are none, though all may have been asked the same.
-        if row.setting.pattern in ("dense", "sparsed") and row.setting.schedule == "reuse":
+        plain = not row.setting.has_shortcuts and row.setting.schedule == "reuse"
+        if plain and row.setting.pattern in ("dense", "sparsed"):
             asked.setdefault(row.setting, set()).add((row.task, row.length, row.documents))
     most = max(asked.values(), key=lambda found: (len(found), max(found)[2]))
     return [setting for setting, found in asked.items() if found == most]

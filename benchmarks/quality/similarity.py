@@ -50,13 +50,15 @@ def record_patterns(llm: Any, case: Case, setting: Setting, asking: Asking) -> T
     """
     from vllm import SamplingParams
 
-    llm.collective_rpc(start_recording, args=(asking.canvas, setting.block_size, setting.select))
+    llm.collective_rpc(
+        start_recording, args=(asking.canvas_of(case), setting.block_size, setting.select)
+    )
     params = SamplingParams(
         temperature=0.0,
-        max_tokens=asking.canvas,
+        max_tokens=asking.canvas_of(case),
         # All steps, whether anything visible is left to decide or not.
         ignore_eos=True,
-        extra_args={**asking.extra_args(), **DENSE.extra_args()},
+        extra_args=asking.extra_args(case, DENSE),
     )
     llm.generate({"prompt_token_ids": case.prompt}, params, use_tqdm=False)
     patterns: Tensor = llm.collective_rpc(take_recorded)[0]

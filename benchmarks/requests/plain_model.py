@@ -1,4 +1,4 @@
-"""LLaDA or Dream in plain PyTorch, fast enough to compare with: fused norms and attention."""
+"""These models in plain PyTorch, fast enough to compare with: fused norms and attention."""
 
 from __future__ import annotations
 
@@ -30,10 +30,31 @@ class PlainModel:
             name = f"model.layers.{layer}"
             hidden = hidden + self._attention(layer, hidden, attend)
             normed = self._norm(hidden, f"{name}.post_attention_layernorm")
-            gate = F.silu(self._linear(normed, f"{name}.mlp.gate_proj"))
-            gate = gate.mul_(self._linear(normed, f"{name}.mlp.up_proj"))
-            hidden = hidden + self._linear(gate, f"{name}.mlp.down_proj")
+            if self.dimensions.experts_per_token:
+                hidden = hidden + self._experts(normed, f"{name}.mlp")
+            else:
+                hidden = hidden + self._swiglu(normed, f"{name}.mlp")
         return self._linear(self._norm(hidden, "model.norm"), "lm_head")
+
+    def _swiglu(self, x: Tensor, name: str) -> Tensor:
+        gate = F.silu(self._linear(x, f"{name}.gate_proj"))
+        gate = gate.mul_(self._linear(x, f"{name}.up_proj"))
+        return self._linear(gate, f"{name}.down_proj")
+
+    def _experts(self, x: Tensor, name: str) -> Tensor:
+        """Expert after expert, each for the rows that chose it."""
+        shares = self._linear(x, f"{name}.gate").softmax(dim=-1, dtype=torch.float32)
+        chosen = shares.topk(self.dimensions.experts_per_token, dim=-1)
+        mixed = torch.zeros_like(x)
+        for expert in range(shares.shape[-1]):
+            rows, places = (chosen.indices == expert).nonzero(as_tuple=True)
+            output = self._swiglu(x[rows], f"{name}.experts.{expert}")
+            mixed.index_add_(0, rows, output * chosen.values[rows, places, None].to(x.dtype))
+        return mixed
+
+    def _normed_heads(self, x: Tensor, name: str) -> Tensor:
+        """The norm of each head, where the model has one."""
+        return self._norm(x, name) if f"{name}.weight" in self.weights else x
 
     def _attention(self, layer: int, hidden: Tensor, attend: Attend) -> Tensor:
         name = f"model.layers.{layer}"
@@ -44,6 +65,8 @@ class PlainModel:
             .transpose(0, 1)
             for projection in "qkv"
         )
+        q = self._normed_heads(q, f"{name}.self_attn.q_norm")
+        k = self._normed_heads(k, f"{name}.self_attn.k_norm")
         mixed = attend(layer, self._rotate(q), self._rotate(k), v)
         return self._linear(mixed.transpose(0, 1).flatten(1), f"{name}.self_attn.o_proj")
 

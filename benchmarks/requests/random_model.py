@@ -21,18 +21,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def is_tied(config: dict[str, Any]) -> bool:
+    """Whether the head is the embedding."""
+    return bool(config.get("tie_word_embeddings") or config.get("weight_tying"))
+
+
 def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of a model's tensors under Dream's (Qwen2's) names, as `ReferenceModel` wants them."""
     dims = Dimensions.from_config(config)
     hidden, head_dim = dims.hidden_size, dims.head_dim
     vocab = config["vocab_size"]
-    intermediate = config.get("intermediate_size") or config["mlp_hidden_size"]
-    biased = bool(config.get("include_qkv_bias", True)) if not dims.logit_shift else True
+    experts = config.get("num_experts", 0)
+    inner = "expert_intermediate_size" if experts else "intermediate_size"
+    intermediate = config.get(inner) or config["mlp_hidden_size"]
+    # Dream has them always.
+    biased = dims.logit_shift or bool(config.get("include_qkv_bias", False))
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocab, hidden),
         "model.norm.weight": (hidden,),
-        "lm_head.weight": (vocab, hidden),
     }
+    if not is_tied(config):
+        shapes["lm_head.weight"] = (vocab, hidden)
     for layer in range(dims.num_layers):
         name = f"model.layers.{layer}"
         for projection, heads in (
@@ -44,9 +53,17 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             if biased:
                 shapes[f"{name}.self_attn.{projection}.bias"] = (heads * head_dim,)
         shapes[f"{name}.self_attn.o_proj.weight"] = (hidden, hidden)
-        shapes[f"{name}.mlp.gate_proj.weight"] = (intermediate, hidden)
-        shapes[f"{name}.mlp.up_proj.weight"] = (intermediate, hidden)
-        shapes[f"{name}.mlp.down_proj.weight"] = (hidden, intermediate)
+        if config.get("qk_layernorm"):
+            shapes[f"{name}.self_attn.q_norm.weight"] = (head_dim,)
+            shapes[f"{name}.self_attn.k_norm.weight"] = (head_dim,)
+        feed_forward = [f"{name}.mlp"]
+        if experts:
+            shapes[f"{name}.mlp.gate.weight"] = (experts, hidden)
+            feed_forward = [f"{name}.mlp.experts.{expert}" for expert in range(experts)]
+        for layer_name in feed_forward:
+            shapes[f"{layer_name}.gate_proj.weight"] = (intermediate, hidden)
+            shapes[f"{layer_name}.up_proj.weight"] = (intermediate, hidden)
+            shapes[f"{layer_name}.down_proj.weight"] = (hidden, intermediate)
         shapes[f"{name}.input_layernorm.weight"] = (hidden,)
         shapes[f"{name}.post_attention_layernorm.weight"] = (hidden,)
     return shapes
@@ -69,8 +86,11 @@ def random_tensors(
 def random_weights(
     config: dict[str, Any], dtype: torch.dtype, device: torch.device | str, seed: int = 0
 ) -> dict[str, Tensor]:
-    """The same as a whole."""
-    return dict(random_tensors(config, dtype, device, seed))
+    """The same as a whole, with a head where it is tied."""
+    weights = dict(random_tensors(config, dtype, device, seed))
+    if is_tied(config):
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    return weights
 
 
 def register_loader() -> str:

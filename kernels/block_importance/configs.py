@@ -6,11 +6,13 @@ from typing import Final
 
 import torch
 
-HEAD_DIMS: Final = (16, 32, 64, 80, 96, 128, 256)
-BLOCK_SIZES: Final = (16, 32, 64, 128)
-DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32)
-# Compute capabilities with entries of their own; others use the highest one below them.
-CAPABILITIES: Final = ((8, 0), (8, 6), (8, 9), (9, 0))
+from vllm_sparsed.kernels.devices import FLOATS
+from vllm_sparsed.kernels.dimensions import (
+    BLOCK_SIZES,
+    CAPABILITIES,
+    HEAD_DIMS,
+    known_capability,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ TABLE: Final = MappingProxyType(
     {
         (head_dim, dtype, block_size, capability): _choose(head_dim, dtype, block_size, capability)
         for head_dim in HEAD_DIMS
-        for dtype in DTYPES
+        for dtype in FLOATS
         for block_size in BLOCK_SIZES
         for capability in CAPABILITIES
     }
@@ -67,5 +69,4 @@ def tile_config(
     head_dim: int, dtype: torch.dtype, block_size: int, capability: tuple[int, int]
 ) -> TileConfig:
     """The table's entry for a chip of this compute capability (8.0 and up)."""
-    known = max(c for c in CAPABILITIES if c <= max(capability, CAPABILITIES[0]))
-    return TABLE[head_dim, dtype, block_size, known]
+    return TABLE[head_dim, dtype, block_size, known_capability(capability)]

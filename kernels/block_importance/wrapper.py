@@ -1,20 +1,15 @@
 """Checks and dispatch of the block importance."""
 
-import os
 from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from vllm_sparsed.kernels.block_importance.configs import (
-    BLOCK_SIZES,
-    DTYPES,
-    HEAD_DIMS,
-    TileConfig,
-    tile_config,
-)
+from vllm_sparsed.kernels.block_importance.configs import TileConfig, tile_config
 from vllm_sparsed.kernels.block_importance.torch_path import block_importance_torch
+from vllm_sparsed.kernels.devices import FLOATS, capability_of, has_kernel
+from vllm_sparsed.kernels.dimensions import BLOCK_SIZES, HEAD_DIMS
 
 LOG2_E: Final = 1.4426950408889634
 
@@ -53,13 +48,12 @@ def block_importance(
         ValueError: naming the argument that does not fit.
     """
     _check(q, k, first_generation_block, block_size, lse)
-    if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+    if not has_kernel(q):
         return block_importance_torch(
             q, k, first_generation_block=first_generation_block, block_size=block_size, scale=scale
         )
     if config is None:
-        capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (8, 0)
-        config = tile_config(q.shape[2], q.dtype, block_size, capability)
+        config = tile_config(q.shape[2], q.dtype, block_size, capability_of(q.device))
     return _launch(q, k, first_generation_block, block_size, scale, lse, config)
 
 
@@ -199,8 +193,8 @@ def _check(
         )
     if q.shape[0] == 0:
         raise ValueError("q must have at least one row")
-    if q.dtype != k.dtype or q.dtype not in DTYPES:
-        raise ValueError(f"q and k must share a dtype of {DTYPES}, got {q.dtype} and {k.dtype}")
+    if q.dtype != k.dtype or q.dtype not in FLOATS:
+        raise ValueError(f"q and k must share a dtype of {FLOATS}, got {q.dtype} and {k.dtype}")
     if q.device != k.device:
         raise ValueError(f"q and k must be on one device, got {q.device} and {k.device}")
     if q.shape[2] not in HEAD_DIMS:

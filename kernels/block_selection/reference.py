@@ -4,11 +4,6 @@ import torch
 from torch import Tensor
 
 
-def kept_columns(num_columns: int, select: float) -> int:
-    """How many of so many columns are kept: max(1, int(n * select) + 1), never more than n."""
-    return min(num_columns, max(1, int(num_columns * select) + 1))
-
-
 def select_blocks_reference(
     importance: Tensor, generation_importance: Tensor, *, first_generation_block: int, select: float
 ) -> Tensor:
@@ -32,4 +27,4 @@ def select_blocks_reference(
 def _top(scores: list[float], select: float) -> list[int]:
     """Columns of the highest scores; among equals the lowest column comes first."""
     order = sorted(range(len(scores)), key=lambda column: (-scores[column], column))
-    return order[: kept_columns(len(scores), select)]
+    return order[: max(1, int(len(scores) * select) + 1)]

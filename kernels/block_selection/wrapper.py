@@ -1,13 +1,12 @@
 """Checks and dispatch of the selection."""
 
-import os
-
 import torch
 from torch import Tensor
 
+from vllm_sparsed.kernels.block_selection.bounds import kept_columns
 from vllm_sparsed.kernels.block_selection.configs import MAX_BLOCKS, TABLE, padded_width
-from vllm_sparsed.kernels.block_selection.reference import kept_columns
 from vllm_sparsed.kernels.block_selection.torch_path import select_blocks_torch
+from vllm_sparsed.kernels.devices import INDEX_DTYPES, has_kernel
 
 
 def select_blocks(
@@ -55,7 +54,7 @@ def select_blocks(
     needed = min(first_generation_block, num_kept) + num_kept_generation
     if needed > indices.shape[2]:
         raise ValueError(f"indices must be at least {needed} wide, got {indices.shape[2]}")
-    if not importance.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+    if not has_kernel(importance):
         select_blocks_torch(
             importance,
             generation_importance,
@@ -162,7 +161,7 @@ def _check(
     if (
         indices.dim() != 3
         or indices.shape[1] != num_heads
-        or indices.dtype not in (torch.int16, torch.int32)
+        or indices.dtype not in INDEX_DTYPES
         or indices.stride(2) != 1
     ):
         raise ValueError(

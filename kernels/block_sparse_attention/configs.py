@@ -8,11 +8,8 @@ from typing import Final
 
 import torch
 
-from vllm_sparsed.kernels.block_sparse_attention.query_tiles import BLOCK_SIZES
-
-HEAD_DIMS: Final = (16, 32, 64, 80, 96, 128, 256)
-DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32)
-CAPABILITIES: Final = ((8, 0), (8, 6), (8, 9), (9, 0))
+from vllm_sparsed.kernels.devices import FLOATS_16_BIT
+from vllm_sparsed.kernels.dimensions import BLOCK_SIZES, known_capability
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +72,8 @@ _TABLE: Final = {
 def tile_config(
     head_dim: int, dtype: torch.dtype, block_size: int, capability: tuple[int, int]
 ) -> TileConfig:
-    """The portable kernel's configuration; a tile never spans two query blocks.
-
-    Chips without an entry of their own take that of 8.0, the most modest one.
-    """
-    by_shape = _TABLE.get(capability, _AMPERE)
+    """The portable kernel's configuration; a tile never spans two query blocks."""
+    by_shape = _TABLE[known_capability(capability)]
     by_block = by_shape[1 << (head_dim - 1).bit_length(), dtype.itemsize * 8]
     return by_block[BLOCK_SIZES.index(block_size)]
 
@@ -116,6 +110,6 @@ def hopper_config(
     head_dim: int, dtype: torch.dtype, block_size: int, capability: tuple[int, int]
 ) -> HopperConfig | None:
     """Configuration of the sm_90 kernel, or None where the portable kernel has to serve."""
-    if capability != (9, 0) or dtype not in (torch.bfloat16, torch.float16):
+    if capability != (9, 0) or dtype not in FLOATS_16_BIT:
         return None
     return _HOPPER.get((head_dim, block_size))

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from vllm_sparsed.kernels.block_sparse_attention.query_tiles import QueryTiles
 from vllm_sparsed.kernels.block_sparse_attention.wrapper import block_sparse_attention
+from vllm_sparsed.kernels.devices import FLOATS_16_BIT
 
 BLOCK_SIZE: Final = 128
 """Tokens of a pattern block: those of its tile, for queries and for keys."""
 
 HEAD_DIM: Final = 128
 CAPABILITY: Final = (9, 0)
-DTYPES: Final = (torch.bfloat16, torch.float16)
 
 _CHECKED_TOKENS: Final = 5 * BLOCK_SIZE - 51
 
@@ -52,7 +52,7 @@ def serves(head_dim: int, dtype: torch.dtype, block_size: int, capability: tuple
     """
     return (
         head_dim == HEAD_DIM
-        and dtype in DTYPES
+        and dtype in FLOATS_16_BIT
         and block_size == BLOCK_SIZE
         and capability == CAPABILITY
     )

@@ -17,16 +17,9 @@ from vllm_sparsed.kernels.block_sparse_attention.configs import (
 )
 from vllm_sparsed.kernels.block_sparse_attention.kernel import block_sparse_forward
 from vllm_sparsed.kernels.block_sparse_attention.query_tiles import QueryTiles
+from vllm_sparsed.kernels.devices import capability_of
 
-_INTERPRETER_CAPABILITY = (8, 0)
 _LOG2_E = math.log2(math.e)
-
-
-@cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    if device.type != "cuda":
-        return _INTERPRETER_CAPABILITY
-    return torch.cuda.get_device_capability(device)
 
 
 @cache
@@ -45,7 +38,7 @@ def launch(
     out: Tensor,
 ) -> None:
     """Run the fastest kernel that serves these arguments, which `wrapper` has checked."""
-    capability = _capability(q.device)
+    capability = capability_of(q.device)
     hopper = hopper_config(q.shape[2], q.dtype, tiles.block_size, capability)
     if hopper is not None and tiles.min_seq_len >= tiles.block_size and _tma_ready(q, k, v):
         _launch_hopper(q, k, v, indices, counts, tiles, scale, out, hopper)

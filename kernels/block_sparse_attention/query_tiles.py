@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK_SIZES: Final = (16, 32, 64, 128)
-"""Supported pattern block sizes, in tokens."""
+from vllm_sparsed.kernels.dimensions import BLOCK_SIZES
 
 GROUP_TOKENS: Final = 64
 """Queries that a group of neighbouring rows covers: what a warpgroup multiplies at once."""

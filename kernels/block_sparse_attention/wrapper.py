@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from vllm_sparsed.kernels.block_sparse_attention.configs import DTYPES, HEAD_DIMS
 from vllm_sparsed.kernels.block_sparse_attention.query_tiles import QueryTiles
 from vllm_sparsed.kernels.block_sparse_attention.torch_path import block_sparse_attention_torch
+from vllm_sparsed.kernels.devices import FLOATS, INDEX_DTYPES, has_kernel
+from vllm_sparsed.kernels.dimensions import HEAD_DIMS
 
 
 def block_sparse_attention(
@@ -49,16 +49,12 @@ def block_sparse_attention(
         ValueError: an argument has a wrong shape, dtype, device or stride.
     """
     _check(q, k, v, indices, counts, tiles, out)
-    if q.device.type == "cuda" or _interpreted():
+    if has_kernel(q):
         from vllm_sparsed.kernels.block_sparse_attention.launch import launch
 
         launch(q, k, v, indices, counts, tiles, scale, out)
         return out
     return block_sparse_attention_torch(q, k, v, indices, counts, tiles, scale=scale, out=out)
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _check(
@@ -77,7 +73,7 @@ def _check(
             raise ValueError(f"{name} must be contiguous in its last dimension")
         if x.dtype != q.dtype:
             raise ValueError(f"{name} must have the dtype of q, {q.dtype}, got {x.dtype}")
-    if q.dtype not in DTYPES:
+    if q.dtype not in FLOATS:
         raise ValueError(f"q must be bfloat16, float16 or float32, got {q.dtype}")
     tokens, num_heads, head_dim = q.shape
     if head_dim not in HEAD_DIMS:
@@ -96,7 +92,7 @@ def _check(
         raise ValueError(
             f"indices must be [pattern_rows, {num_heads}, width], got {tuple(indices.shape)}"
         )
-    if indices.dtype not in (torch.int16, torch.int32):
+    if indices.dtype not in INDEX_DTYPES:
         raise ValueError(f"indices must be int16 or int32, got {indices.dtype}")
     if indices.stride(2) != 1:
         raise ValueError("indices must be contiguous in its last dimension")

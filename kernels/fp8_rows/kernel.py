@@ -4,10 +4,10 @@
 import triton
 import triton.language as tl
 
-from vllm_sparsed.kernels.fp8_rows import reference
+from vllm_sparsed.kernels.fp8_rows import configs
 
-LARGEST = tl.constexpr(reference.LARGEST)
-LEAST_SCALE = tl.constexpr(reference.LEAST_SCALE)
+LARGEST = tl.constexpr(configs.LARGEST)
+LEAST_SCALE = tl.constexpr(configs.LEAST_SCALE)
 
 
 @triton.jit

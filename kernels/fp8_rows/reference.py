@@ -1,16 +1,10 @@
 """Norm and gate with rows in fp8, in plain PyTorch."""
 
-from typing import Final
-
 import torch
 from torch import Tensor
 
-from vllm_sparsed.kernels.silu_and_mul.reference import silu_and_mul_reference
-
-FP8: Final = torch.float8_e4m3fn
-LARGEST: Final = torch.finfo(FP8).max
-LEAST_SCALE: Final = 1 / (LARGEST * 512)
-"""As in vLLM's quantization of rows, so that rows of zeros have a scale too."""
+from vllm_sparsed.kernels.devices import FP8
+from vllm_sparsed.kernels.fp8_rows.configs import LARGEST, LEAST_SCALE
 
 
 def quantize_rows_reference(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,22 +20,7 @@ def quantize_rows_reference(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scales).clamp(-LARGEST, LARGEST).to(FP8), scales
 
 
-def silu_and_mul_fp8_reference(gate_up: Tensor) -> tuple[Tensor, Tensor]:
-    """silu(gate) * up of [tokens, gate and up side by side], rounded to its dtype, then to fp8."""
-    return quantize_rows_reference(silu_and_mul_reference(gate_up))
-
-
 def rms_norm_reference(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """x / rms(x) * weight (Zhang and Sennrich, arXiv 1910.07467, eq. 4), at least in float32."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon) * weight
-
-
-def rms_norm_fp8_reference(
-    x: Tensor, residual: Tensor | None, weight: Tensor, epsilon: float
-) -> tuple[Tensor, Tensor]:
-    """The norm of x, or of x + residual, which then replaces residual, rounded to fp8 alone."""
-    if residual is not None:
-        residual.add_(x)
-        x = residual
-    return quantize_rows_reference(rms_norm_reference(x, weight, epsilon))

@@ -1,22 +1,11 @@
 """Checks and launch of norm and gate with rows in fp8."""
 
-import os
-from typing import Final
-
 import torch
 from torch import Tensor
 
-from vllm_sparsed.kernels.fp8_rows.reference import (
-    FP8,
-    rms_norm_fp8_reference,
-    silu_and_mul_fp8_reference,
-)
-
-_DTYPES: Final = (torch.bfloat16, torch.float16)
-MAX_WIDTH: Final = 32768
-"""Columns of a result: one program holds a whole row."""
-GATE_WARPS: Final = 16
-NORM_WARPS: Final = 8
+from vllm_sparsed.kernels.devices import FLOATS_16_BIT, FP8, has_kernel
+from vllm_sparsed.kernels.fp8_rows.configs import GATE_WARPS, MAX_WIDTH, NORM_WARPS
+from vllm_sparsed.kernels.fp8_rows.torch_path import rms_norm_fp8_torch, silu_and_mul_fp8_torch
 
 
 def silu_and_mul_fp8(gate_up: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,8 +29,8 @@ def silu_and_mul_fp8(gate_up: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"gate_up must be [tokens, 2 * width], got {tuple(gate_up.shape)}")
     num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     _check_rows("gate_up", gate_up, width)
-    if not _has_kernel(gate_up):
-        return silu_and_mul_fp8_reference(gate_up)
+    if not has_kernel(gate_up):
+        return silu_and_mul_fp8_torch(gate_up)
 
     from vllm_sparsed.kernels.fp8_rows.kernel import silu_and_mul_fp8_kernel
 
@@ -97,8 +86,8 @@ def rms_norm_fp8(
             f"weight must be contiguous {x.dtype} ({width},), "
             f"got {weight.dtype} {tuple(weight.shape)}"
         )
-    if not _has_kernel(x):
-        return rms_norm_fp8_reference(x, residual, weight, epsilon)
+    if not has_kernel(x):
+        return rms_norm_fp8_torch(x, residual, weight, epsilon)
 
     import triton
 
@@ -141,11 +130,7 @@ def _results(num_tokens: int, width: int, device: torch.device) -> tuple[Tensor,
 def _check_rows(name: str, x: Tensor, width: int) -> None:
     if not 0 < width <= MAX_WIDTH:
         raise ValueError(f"{name} must have a width of 1 to {MAX_WIDTH}, got {width}")
-    if x.dtype not in _DTYPES:
+    if x.dtype not in FLOATS_16_BIT:
         raise ValueError(f"{name} must be bfloat16 or float16, got {x.dtype}")
     if x.stride(1) != 1:
         raise ValueError(f"{name} must be contiguous in its last dimension")
-
-
-def _has_kernel(x: Tensor) -> bool:
-    return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"

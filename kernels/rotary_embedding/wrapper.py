@@ -1,14 +1,13 @@
 """Checks and launch of the rotary embedding."""
 
-import os
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from vllm_sparsed.kernels.rotary_embedding.reference import rotary_embedding_reference
+from vllm_sparsed.kernels.devices import FLOATS, has_kernel
+from vllm_sparsed.kernels.rotary_embedding.torch_path import rotate_torch
 
-_DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32)
 BLOCK_HEADS: Final = 16
 """Most heads of one program."""
 NUM_WARPS: Final = 4
@@ -34,9 +33,9 @@ def rotary_embedding(positions: Tensor, query: Tensor, key: Tensor, cos_sin: Ten
     num_tokens, head_dim = query.shape[0], cos_sin.shape[1]
     if num_tokens == 0:
         return
-    if not query.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+    if not has_kernel(query):
         for x in (query, key):
-            x.copy_(rotary_embedding_reference(positions, x, cos_sin))
+            rotate_torch(positions, x, cos_sin)
         return
 
     import triton
@@ -76,7 +75,7 @@ def _check(positions: Tensor, query: Tensor, key: Tensor, cos_sin: Tensor) -> No
             "positions must be contiguous int64 [tokens], got "
             f"{positions.dtype} {tuple(positions.shape)}"
         )
-    if query.dtype not in _DTYPES:
+    if query.dtype not in FLOATS:
         raise ValueError(f"query must be bfloat16, float16 or float32, got {query.dtype}")
     for name, x in (("query", query), ("key", key)):
         if x.dim() != 2 or x.shape[0] != positions.shape[0] or not x.shape[1]:

@@ -1,14 +1,13 @@
 """Checks and launch of silu(gate) * up."""
 
-import os
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from vllm_sparsed.kernels.silu_and_mul.reference import silu_and_mul_reference
+from vllm_sparsed.kernels.devices import FLOATS_16_BIT, has_kernel
+from vllm_sparsed.kernels.silu_and_mul.torch_path import silu_and_mul_torch
 
-_DTYPES: Final = (torch.bfloat16, torch.float16)
 BLOCK: Final = 2048
 """Most columns of one program."""
 NUM_WARPS: Final = 4
@@ -32,12 +31,12 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     """
     if gate_up.dim() != 2 or gate_up.shape[1] % 2 or not gate_up.shape[1]:
         raise ValueError(f"gate_up must be [tokens, 2 * width], got {tuple(gate_up.shape)}")
-    if gate_up.dtype not in _DTYPES:
+    if gate_up.dtype not in FLOATS_16_BIT:
         raise ValueError(f"gate_up must be bfloat16 or float16, got {gate_up.dtype}")
     if gate_up.stride(1) != 1:
         raise ValueError("gate_up must be contiguous in its last dimension")
-    if not gate_up.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        return silu_and_mul_reference(gate_up)
+    if not has_kernel(gate_up):
+        return silu_and_mul_torch(gate_up)
 
     import triton
 

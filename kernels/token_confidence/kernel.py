@@ -15,21 +15,24 @@ from vllm_sparsed.kernels.counter_random.kernel import row_key, uniform
         "seed_ptr",
         "step_ptr",
         "position_ptr",
+        "cutoff_ptr",
     ]
 )
 def token_confidence_kernel(
     logits_ptr,  # [rows, vocab]
     candidates_ptr,  # int64 [rows]
     values_ptr,  # float32 [rows]
-    temperature_ptr,  # float64 [rows], where DRAWN or SCALED
+    temperature_ptr,  # float64 [rows], where DRAWN
     seed_ptr,  # int64 [rows], where DRAWN, like step and position
     step_ptr,
     position_ptr,
+    cutoff_ptr,  # float32 [rows], where CUT
     vocab_size,
     stride,
     STATISTIC: tl.constexpr,  # configs.Statistic
     DRAWN: tl.constexpr,
-    SCALED: tl.constexpr,
+    CUT: tl.constexpr,
+    SHAPED: tl.constexpr,  # whether the statistic is of what temperature and cutoff leave
     STREAM_KEY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -49,24 +52,46 @@ def token_confidence_kernel(
         best = tl.full([], -float("inf"), tl.float64)
     else:
         best = -float("inf")
-    if SCALED:
-        divisor = tl.load(temperature_ptr + row).to(tl.float32)
+    divisor = 1.0
+    if DRAWN:
+        divisor = temperature.to(tl.float32)
+    if CUT:
+        cutoff = tl.load(cutoff_ptr + row)
+        broken = 0  # whether some logit is not finite, which the cutoff may hide
 
     for start in range(0, vocab_size, BLOCK):
         tokens = start + columns
         inside = tokens < vocab_size
         x = tl.load(logits_ptr + row * stride + tokens, mask=inside, other=-float("inf"))
         x = x.to(tl.float32)  # [BLOCK]
+        if CUT:
+            stays = x / divisor >= cutoff
+            bad = (x != x) | (x == float("inf"))
+            broken = tl.maximum(broken, tl.max(bad.to(tl.int32), 0))
         if DRAWN:
-            noise = -tl.log(-tl.log(uniform(key, tokens.to(tl.int64))))
-            score = noise * temperature + x.to(tl.float64)
+            if CUT:
+                drawn_from = tl.where(stays, x, -float("inf"))
+                top_score = tl.full([], -float("inf"), tl.float64)
+                place = vocab_size - 1
+                # Few blocks have anything left: random numbers cost more than all else.
+                if tl.max(drawn_from, 0) > -float("inf"):
+                    noise = -tl.log(-tl.log(uniform(key, tokens.to(tl.int64))))
+                    score = noise * temperature + drawn_from.to(tl.float64)
+                    top_score = tl.max(score, 0)
+                    place = tl.min(tl.where(score == top_score, tokens, vocab_size - 1), 0)
+            else:
+                noise = -tl.log(-tl.log(uniform(key, tokens.to(tl.int64))))
+                score = noise * temperature + x.to(tl.float64)
+                top_score = tl.max(score, 0)
+                # The first of equals; a row of NaN has none.
+                place = tl.min(tl.where(score == top_score, tokens, vocab_size - 1), 0)
         else:
-            score = x
-        if SCALED:
+            top_score = tl.max(x, 0)
+            place = tl.min(tl.where(x == top_score, tokens, vocab_size - 1), 0)
+        if SHAPED:
             x = x / divisor
-        top_score = tl.max(score, 0)
-        # The first of equals; a row of NaN has none.
-        place = tl.min(tl.where(score == top_score, tokens, vocab_size - 1), 0)
+            if CUT:
+                x = tl.where(stays, x, -float("inf"))
         better = top_score > best
         candidate = tl.where(better, place, candidate)
         top = tl.max(x, 0)
@@ -92,8 +117,11 @@ def token_confidence_kernel(
 
     tl.store(candidates_ptr + row, candidate.to(tl.int64))
     if STATISTIC == 1:
-        tl.store(values_ptr + row, tl.exp(chosen - largest) / total)
+        value = tl.exp(chosen - largest) / total
     if STATISTIC == 2:
-        tl.store(values_ptr + row, (1.0 - tl.exp(second - largest)) / total)
+        value = (1.0 - tl.exp(second - largest)) / total
     if STATISTIC == 3:
-        tl.store(values_ptr + row, weighted / total - tl.log(total))
+        value = weighted / total - tl.log(total)
+    if CUT:
+        value = tl.where(broken > 0, float("nan"), value)
+    tl.store(values_ptr + row, value)

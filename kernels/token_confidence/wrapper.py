@@ -21,7 +21,6 @@ class Draw:
         temperature: float64 [rows], above 0.
         seed, step, position: int64 [rows], coordinates of each row's random numbers.
         stream: of random numbers, at least 0.
-        scales: whether the statistic is about softmax(logits / temperature) too.
     """
 
     temperature: Tensor
@@ -29,11 +28,15 @@ class Draw:
     step: Tensor
     position: Tensor
     stream: int
-    scales: bool
 
 
 def token_confidence(
-    logits: Tensor, statistic: Statistic, draw: Draw | None = None
+    logits: Tensor,
+    statistic: Statistic,
+    draw: Draw | None = None,
+    *,
+    cutoff: Tensor | None = None,
+    shaped: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Candidate of each row and a statistic of its distribution, in one pass over the logits.
 
@@ -44,6 +47,9 @@ def token_confidence(
         logits: [rows, vocab], bfloat16, float16 or float32; rows may be strided.
         statistic: what to compute beside the candidate.
         draw: how to draw the candidate; None: the argmax. Among equals the first token.
+        cutoff: float32 [rows]; nothing is drawn whose logit / temperature is below it.
+        shaped: whether the statistic is of what temperature and cutoff leave of the distribution,
+            not of softmax(logits).
 
     Returns:
         Candidates, int64 [rows], always within the vocabulary; the statistic, float32 [rows], NaN
@@ -76,6 +82,10 @@ def token_confidence(
                     f"{name} must be contiguous {dtype} [{num_rows}], got {x.dtype} "
                     f"{tuple(x.shape)}"
                 )
+    if cutoff is not None and (cutoff.shape != (num_rows,) or cutoff.dtype != torch.float32):
+        raise ValueError(
+            f"cutoff must be torch.float32 [{num_rows}], got {cutoff.dtype} {tuple(cutoff.shape)}"
+        )
     if num_rows:
         from vllm_sparsed.kernels.token_confidence.kernel import token_confidence_kernel
 
@@ -84,11 +94,13 @@ def token_confidence(
             candidates,
             values,
             *fields,
+            values if cutoff is None else cutoff,
             vocab_size,
             logits.stride(0),
             STATISTIC=int(statistic),
             DRAWN=draw is not None,
-            SCALED=draw is not None and draw.scales,
+            CUT=cutoff is not None,
+            SHAPED=shaped and (draw is not None or cutoff is not None),
             STREAM_KEY=0 if draw is None else stream_key(draw.stream),
             BLOCK=BLOCK if draw is None else DRAW_BLOCK,
             num_warps=NUM_WARPS,

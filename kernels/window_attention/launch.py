@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from vllm_sparsed.kernels.dimensions import capability_of
+from vllm_sparsed.kernels.devices import FP8, capability_of
 from vllm_sparsed.kernels.window_attention.configs import (
     COMBINED_ROWS,
     has_fp8_conversion,
@@ -39,7 +39,7 @@ def launch(
     capability = capability_of(q.device)
     config = tile_config(head_dim, q.dtype, capability)
     fp8 = ""
-    if k_pages.dtype == torch.float8_e4m3fn:
+    if k_pages.dtype == FP8:
         native = q.is_cuda and has_fp8_conversion(capability)
         fp8 = "native" if native else "bits"
         if not native:

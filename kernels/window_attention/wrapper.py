@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import torch
 from torch import Tensor
 
-from vllm_sparsed.kernels.dimensions import DTYPES, HEAD_DIMS, INDEX_DTYPES, has_kernel
+from vllm_sparsed.kernels.devices import FLOATS, FP8, INDEX_DTYPES, has_kernel
+from vllm_sparsed.kernels.dimensions import HEAD_DIMS
 from vllm_sparsed.kernels.window_attention.torch_path import window_attention_torch
 from vllm_sparsed.kernels.window_attention.window_tiles import (
     MAX_SPLITS,
@@ -16,8 +16,6 @@ from vllm_sparsed.kernels.window_attention.window_tiles import (
     Window,
     WindowTiles,
 )
-
-FP8: Final = torch.float8_e4m3fn
 
 
 def window_attention(
@@ -177,7 +175,7 @@ def _check_tensors(
             raise ValueError(f"{name} must be {shape}, got {tuple(x.shape)}")
         if x.stride(-1) != 1:
             raise ValueError(f"{name} must be contiguous in its last dimension")
-    if q.dtype not in DTYPES:
+    if q.dtype not in FLOATS:
         raise ValueError(f"q must be bfloat16, float16 or float32, got {q.dtype}")
     num_heads, head_dim = q.shape[1:]
     if head_dim not in HEAD_DIMS:

@@ -18,23 +18,37 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from small_model.tasks import TASKS, Document, Limits, make_document
+from small_model.tasks import (
+    DEPENDENT_TASKS,
+    TASKS,
+    Document,
+    Limits,
+    canvas_of,
+    make_document,
+)
+from small_model.training.states import BLOCK, draw_state, uniform_state
 from small_model.training.tokenizer import END, HEADER_END, HEADER_START, MASK, START, TURN_END
 
-LONGEST_CANVAS: Final = 64  # tokens of the last answer with its padding
-LONGEST_GAP: Final = 4  # padding after any other answer
-SMALLEST_RATIO: Final = 0.1  # of masked tokens: bounds the weight 1/t
-FULLY_MASKED: Final = 0.3  # share of the questions with ratio 1, on which exact match is measured
-SINGLE_QUESTION: Final = 0.2  # share of the documents with one question, as in use
+LONGEST_GAP: Final = 4  # padding after any answer but that of a single question
+LAST_GAP: Final = 24  # tokens at the end of a sequence up to which a canvas may be extended
+CANVASES: Final = (32, 64, 128, 256, 512)  # tokens of the answer to a single question
+LARGER_CANVAS: Final = 0.25  # share of the single questions with another canvas than in use
+SINGLE_QUESTION: Final = 0.3  # share of the documents with one question, as in use
+SMALLEST_RATIO: Final = 0.1  # of masked values that are said again
+FULL_WEIGHT: Final = 64  # tokens: of a longer answer all together weigh no more than of such a one
+# One answer fills the room of many: with more, few facts would be left.
+ASKED: Final = {"records": 1}
 FEW_FIELDS: Final = 0.5  # share of the other reports of which not every field is asked for
-# Of the padding after an answer, an answer's token having 1. Surer than of anything else, the model
-# decides it first, in the dense steps; the answer itself is left for the sparse ones.
+# Of the padding after an answer, an answer's token having 1; all of it weighs no more than so much
+# of the answer.
 PADDING_WEIGHT: Final = 0.5
 # Of an answer, others having 1: a list has one question of one word, others dozens of numbers.
-TASK_WEIGHTS: Final = {"common_words": 3.0}
+TASK_WEIGHTS: Final = {"common_words": 4.0, "sum": 1.5, "ledger": 1.5}
 TASK_NAMES: Final = tuple(TASKS)
+NEXT_TOKEN_COUNTS: Final = tuple(DEPENDENT_TASKS)
+"""Tasks of which the next token is counted: fully masked answers are not meant to be right."""
 # What the tokenizer splits ASCII text into before BPE, `_PIECES` of tokenizer.py.
-_ASCII_PIECES: Final = re.compile(r"[0-9]{1,2}|\n+| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\s")
+_ASCII_PIECES: Final = re.compile(r"[0-9]|\n+| ?[A-Za-z]+| ?[^\sA-Za-z0-9]+|\s")
 FACTS_FOR_ONE: Final = {"multi_key": 1}  # of a stage; others: 2
 _LONG_BY_NATURE: Final = ("single_needle", "common_words")  # filled up in every stage
 
@@ -74,9 +88,9 @@ class Batch:
         targets: int64 [masked].
         weights: float32 [masked], 1/t, less for padding, long answers and documents with many
             questions; sums to about 1 over a batch.
-        questions: int64 [masked], which fully masked question the position answers; -1: none, or
-            padding.
-        question_tasks: int64 [fully masked questions], index into `TASK_NAMES`.
+        questions: int64 [masked], which counted question the position answers: all tokens of a
+            fully masked answer, or the next one of an answer that builds on itself; -1: none.
+        question_tasks: int64 [counted questions], index into `TASK_NAMES`.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -151,6 +165,10 @@ class Encoder:
             ids += known[piece]
         return tuple(ids)
 
+    def decode(self, ids: list[int]) -> str:
+        """Text without special tokens."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
     def count(self, text: str) -> int:
         return len(self.encode(text))
 
@@ -167,7 +185,8 @@ def make_batch(encoder: Encoder, seed: int, step: int, stage: Stage, sequences: 
     return _masked(rng, encoder.mask, tokens, answers)
 
 
-def _document(encoder: Encoder, rng: random.Random, stage: Stage) -> Document:
+def _document(encoder: Encoder, rng: random.Random, stage: Stage) -> tuple[Document, int | None]:
+    """A document, and the canvas of its single answer; None: as long as the answer."""
     names, weights = zip(*stage.weights, strict=True)
     task = rng.choices(names, weights)[0]
     facts = stage.facts
@@ -177,28 +196,36 @@ def _document(encoder: Encoder, rng: random.Random, stage: Stage) -> Document:
         # What takes less room in a document, or needs several lines for an answer, gets more lines.
         facts *= FACTS_FOR_ONE.get(task, 2)
     turn = len(encoder.user) + len(encoder.assistant) + 2 + LONGEST_GAP
-    asked, restated = None, stage.restated
+    asked, restated, canvas = ASKED.get(task), stage.restated, None
     if rng.random() < SINGLE_QUESTION:
         asked, restated = 1, 0.0
+        sizes = [canvas_of(task)]
+        if rng.random() < LARGER_CANVAS:
+            sizes = [size for size in CANVASES if size > sizes[0]] or sizes
+        canvas = rng.choice(sizes)
+        if canvas > stage.length // 2:
+            canvas = None
     elif task == "report" and rng.random() < FEW_FIELDS:
         # About one of a record's four: more records fit.
         asked = max(1, facts // 2)
     limits = Limits(
-        tokens=stage.length - 1,
+        # What the last answer's canvas may take beside the answer.
+        tokens=stage.length - 1 - (BLOCK if canvas is None else 0),
         count=encoder.count,
         turn_overhead=turn,
         asked=asked,
         facts=facts,
         filler=stage.filler or task in _LONG_BY_NATURE,
         restated=restated,
+        canvas=canvas,
     )
-    return make_document(task, "train", rng.getrandbits(62), limits)
+    return make_document(task, "train", rng.getrandbits(62), limits), canvas
 
 
 def _conversation(
     encoder: Encoder, rng: random.Random, stage: Stage
 ) -> tuple[list[int], list[_Answer]]:
-    document = _document(encoder, rng, stage)
+    document, canvas = _document(encoder, rng, stage)
     task = TASK_NAMES.index(document.task)
     ids = [encoder.start, *encoder.user]
     for line in document.lines:
@@ -219,14 +246,18 @@ def _conversation(
         start = len(ids)
         ids += [*encoder.encode(question.answer), encoder.turn_end]
         stop = len(ids)
-        if number == len(document.questions) - 1:
-            # The canvas: any length, and often as far as the sequence goes.
-            room = min(stage.length, max(stop, start + LONGEST_CANVAS)) - stop
-            padding = room if rng.random() < 0.5 else rng.randint(0, room)
-        else:
-            padding = rng.randint(0, LONGEST_GAP)
+        padding = rng.randint(0, LONGEST_GAP)
+        if canvas is not None:
+            padding = start + canvas - stop
+        elif number == len(document.questions) - 1:
+            padding = (start - stop) % BLOCK
+        left = stage.length - stop - padding
+        if number == len(document.questions) - 1 and left <= LAST_GAP and rng.random() < 0.7:
+            # As in use, nothing comes after the canvas.
+            padding += left
         ids += [encoder.end] * padding
-        weight = ((stop - start) * len(document.questions)) ** -0.5
+        length = stop - start
+        weight = min(length, FULL_WEIGHT) ** 0.5 / length / len(document.questions) ** 0.5
         weight *= TASK_WEIGHTS.get(document.task, 1.0)
         spans.append(_Answer(start, stop, len(ids), task, weight))
     return ids, spans
@@ -238,25 +269,31 @@ def _masked(
     tokens: npt.NDArray[np.int64],
     answers: list[tuple[int, _Answer]],
 ) -> Batch:
-    """Mask each answer at its own ratio t; expected weights are those of the unmasked tokens."""
+    """Mask each answer in its own state."""
     generator = np.random.default_rng(rng.getrandbits(62))
     flat = tokens.reshape(-1)
     positions, weights, questions = [], [], []
     question_tasks: list[int] = []
     total = 0.0
     for offset, span in answers:
-        full = span.task is not None and rng.random() < FULLY_MASKED
-        ratio = 1.0 if full else rng.uniform(SMALLEST_RATIO, 1.0)
-        places = np.arange(span.start, span.padding_stop)
-        base = span.weight * np.where(places < span.stop, 1.0, PADDING_WEIGHT)
+        length, all_tokens = span.stop - span.start, span.padding_stop - span.start
+        if span.task is None:
+            ratio = rng.uniform(SMALLEST_RATIO, 1.0)
+            state = uniform_state(generator, length, all_tokens, ratio, False)
+        else:
+            dependent = TASK_NAMES[span.task] in NEXT_TOKEN_COUNTS
+            state = draw_state(rng, generator, length, all_tokens, dependent)
+        places = np.arange(all_tokens)
+        padding = PADDING_WEIGHT * min(1.0, length / max(1, all_tokens - length))
+        base = span.weight * np.where(places < length, 1.0, padding)
         total += float(base.sum())
-        hidden = generator.random(len(places)) < ratio
-        question = np.full(len(places), -1)
-        if full and span.task is not None:
-            question[places < span.stop] = len(question_tasks)
+        question = np.full(all_tokens, -1)
+        if span.task is not None and state.counted.any():
+            question[state.counted] = len(question_tasks)
             question_tasks.append(span.task)
-        positions.append(offset + places[hidden])
-        weights.append(base[hidden] / ratio)
+        hidden = state.hidden
+        positions.append(offset + span.start + places[hidden])
+        weights.append((base * state.factors)[hidden])
         questions.append(question[hidden])
     joined = np.concatenate(positions)
     targets = flat[joined].copy()

@@ -25,7 +25,7 @@ class Shape:
     vocab_size: int
     d_model: int = 256
     n_heads: int = 4
-    n_layers: int = 6
+    n_layers: int = 8
     mlp_hidden_size: int = 576
     max_sequence_length: int = 8192
     rope_theta: float = 500_000.0

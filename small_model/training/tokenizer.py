@@ -1,6 +1,6 @@
 """A small byte-level BPE tokenizer of our own, with LLaDA's special tokens and chat template.
 
-Text splits before BPE into pairs of digits, words with the space before them, punctuation and line
+Text splits before BPE into digits, words with the space before them, punctuation and line
 breaks. So encoding line by line gives the same tokens as encoding the whole, which training relies
 on.
 """
@@ -37,7 +37,7 @@ CHAT_TEMPLATE: Final = (
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
     "{% endif %}"
 )
-_PIECES: Final = r"\d{1,2}|\n+| ?\p{L}+| ?[^\s\p{L}\d]+|\s"
+_PIECES: Final = r"\d|\n+| ?\p{L}+| ?[^\s\p{L}\d]+|\s"
 _DOCUMENT_CHARACTERS: Final = 8000
 _DOCUMENTS_PER_TASK: Final = 40
 # Tasks draw keys at random: every word has to be seen, whatever the seed.

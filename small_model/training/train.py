@@ -10,6 +10,7 @@ an uninterrupted one; on CUDA the gradients of attention are summed in varying o
 """
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -31,7 +32,8 @@ from small_model.training.checkpoint import (
     training_tensors,
 )
 from small_model.training.curriculum import STAGES, Curriculum
-from small_model.training.data import Batch, Encoder, Stage
+from small_model.training.data import TASK_NAMES, Batch, Encoder, Stage
+from small_model.training.evaluation import ask_documents, evaluate, show
 from small_model.training.initialization import align_forms, shape_attention
 from small_model.training.model import Model, Shape, save_served_model
 from small_model.training.optimizers import make_optimizers
@@ -40,7 +42,9 @@ from small_model.training.update import Update
 
 CHECK_EVERY: Final = 20  # steps between looks at the loss and the exact match
 SAVE_EVERY: Final = 120.0  # seconds
-COOLDOWN: Final = 0.15  # last share of the steps, in which the learning rate falls
+LOOK_DOCUMENTS: Final = 16  # per task, held out, of an evaluation in between
+LOOK_LENGTH: Final = 1024
+COOLDOWN: Final = 0.3  # last share of the steps, in which the learning rate falls
 LAST_RATE: Final = 0.05  # of the learning rate, at the end of it
 
 
@@ -59,7 +63,7 @@ class Settings:
     """
 
     seed: int = 0
-    steps: int = 12_000
+    steps: int = 20_000
     batch_tokens: int = 32_768
     learning_rate: float = 1e-3
     warm_up: int = 200
@@ -184,15 +188,19 @@ def run(
     stop_after: float = float("inf"),
     stop_at: float = float("inf"),
     quiet: bool = False,
+    look_every: float = float("inf"),
 ) -> None:
-    """Train and save: to the last step, a signal, `stop_after` minutes or the step `stop_at`."""
+    """Train and save: to the last step, a signal, `stop_after` minutes or the step `stop_at`.
+
+    Every `look_every` steps some questions are asked.
+    """
     settings = training.settings
     log = _Log(training, quiet)
     with (
         _StopSignal() as stop,
         batch_source(settings.seed, settings.batch_tokens, training.tokenizer, workers) as source,
     ):
-        _steps(training, source, log, stop, 60 * stop_after, stop_at)
+        _steps(training, source, log, stop, 60 * stop_after, stop_at, look_every)
         training.save()
         log.event(f"saved at step {training.step}" + (", finished" if training.finished else ""))
 
@@ -204,6 +212,7 @@ def _steps(
     stop: "_StopSignal",
     seconds: float,
     stop_at: float,
+    look_every: float,
 ) -> None:
     settings, curriculum = training.settings, training.curriculum
     began = saved = last = time.monotonic()
@@ -231,11 +240,30 @@ def _steps(
             passed = curriculum.verdict(training.step)
             if passed is not None:
                 log.event(f"stage {curriculum.stage} from here on: {passed}")
+        if training.step % look_every == 0:
+            for line in look(training):
+                log.event(line)
         if stop.asked or now - began > seconds:
             return
         if now - saved > SAVE_EVERY:
             training.save()
             saved = now
+
+
+def look(training: Training) -> list[str]:
+    """Answers to some held-out questions: token by token, four in a pass, all in one."""
+    asked = ask_documents(
+        training.encoder, TASK_NAMES, LOOK_LENGTH, range(LOOK_DOCUMENTS), "validation"
+    )
+    lines = []
+    dtype = torch.bfloat16 if training.device.type == "cuda" else torch.float32
+    model = copy.deepcopy(training.model).to(dtype)
+    for per_pass in (1, 4, 0):
+        scores = evaluate(model, training.encoder, asked, per_pass)
+        lines.append(show(f"{per_pass or 'all'} a pass", scores))
+        if per_pass == 1:
+            lines += [f"{name}: {score.wrong}" for name, score in scores.items() if score.wrong]
+    return lines
 
 
 class _StopSignal:
@@ -329,6 +357,7 @@ def main() -> int:
     add("--batch-tokens", type=int, help=f"default: {Settings().batch_tokens}")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--workers", type=int, default=max(0, min(14, (os.cpu_count() or 1) - 2)))
+    add("--look-every", type=float, default=float("inf"), help="steps between some questions")
     add("--smoke", action="store_true", help="a tiny model and tiny documents")
     options = parser.parse_args()
     given = {
@@ -340,7 +369,7 @@ def main() -> int:
     training = Training(settings, options.output, torch.device(options.device))
     parameters = sum(p.numel() for p in training.model.parameters())
     print(f"{parameters:,} parameters on {options.device}, from step {training.step}")
-    run(training, options.workers, options.stop_after, options.stop_at)
+    run(training, options.workers, options.stop_after, options.stop_at, False, options.look_every)
     return 0
 
 

@@ -34,6 +34,12 @@ def run(module: str, *arguments: str) -> str:
     return done.stdout
 
 
+def test_decoding_step() -> None:
+    printed = run("benchmarks.kernels.decoding", "--small")
+    for way in ("greedy, scheduled", "threshold", "entropy bound", "temperature, top_p, top_k"):
+        assert printed.count(f": {way} ") == 2
+
+
 def test_whole_requests(tmp_path: Path) -> None:
     """The one engine start of this folder's quick tests; the weights are drawn in it."""
     model = tmp_path / "shape"

@@ -65,9 +65,10 @@ def test_fit_by_kernel_and_its_source() -> None:
     assert eval(source(costs), names) == costs
 
 
-def test_the_check_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kv_heads", [None, 4, 1])
+def test_the_check_can_fail(kv_heads: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    layer = crossover.Layer(200, 2, 32, torch.float32, "cpu")
+    layer = crossover.Layer(200, 4, 32, torch.float32, "cpu", kv_heads)
     building = layer.building(32, 100)
     layer.run(building)
     sparse = layer.sparse(building)

@@ -1,11 +1,15 @@
 """The plain PyTorch loops against the simplest form of the same."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from vllm.config import ModelConfig
 
+from benchmarks.engine.denoising_engine import SHAPES
 from benchmarks.reference.generate import Request, generate_dream, generate_llada
 from benchmarks.reference.models import Dimensions, LayerAttention, ReferenceModel, llada_name
 from benchmarks.reference.sparse_pattern import SparseSequence, SparseSettings
@@ -19,7 +23,12 @@ from benchmarks.requests.plain_steps import (
     WrongLogitsError,
     check_plain,
 )
-from benchmarks.requests.random_model import random_weights, tensor_shapes
+from benchmarks.requests.random_model import random_weights, read_config, tensor_shapes
+from tests.models import checkpoints
+from tests.models.checkpoints import ILLADA, LLADA_MOE
+from vllm_sparsed.models.checkpoint_check import check_supported
+from vllm_sparsed.models.special_tokens import set_special_tokens
+from vllm_sparsed.plugin import register
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 MODELS = ("llada-mha", "dream-gqa")
@@ -48,6 +57,34 @@ def test_dense_logits(model: str) -> None:
     torch.testing.assert_close(
         plain.logits(tokens, dense_attention), reference.logits(tokens)[0], rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("config", [ILLADA, LLADA_MOE], ids=lambda c: c["architectures"][0])
+def test_dense_logits_of_further_models(config: dict[str, Any]) -> None:
+    weights = {name: tensor.float() for name, tensor in checkpoints.random_weights(config).items()}
+    weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+    reference = ReferenceModel(Dimensions.from_config(config), weights)
+    tokens = torch.arange(20, 97)
+    plain = PlainModel(reference.dimensions, weights)
+    torch.testing.assert_close(
+        plain.logits(tokens, dense_attention), reference.logits(tokens)[0], rtol=1e-4, atol=1e-4
+    )
+    drawn = random_weights(dict(config), torch.float32, "cpu")
+    assert drawn.keys() == weights.keys()
+    tied = drawn["lm_head.weight"] is drawn["model.embed_tokens.weight"]
+    assert tied == config["tie_word_embeddings"]
+
+
+@pytest.mark.parametrize("shape", sorted(path.name for path in SHAPES.iterdir()))
+def test_shapes_are_configurations_that_are_served(shape: str) -> None:
+    register()
+    config = ModelConfig(str(SHAPES / shape), skip_tokenizer_init=True)
+    check_supported(config.hf_config)
+    set_special_tokens(config)
+    values = read_config(SHAPES / shape)
+    sizes = [math.prod(sizes) for sizes in tensor_shapes(values).values()]
+    billions = {"llada-8b": 8.0, "dream-7b": 7.6, "llada-moe-7b": 7.36, "illada-8b": 7.6}
+    assert sum(sizes) / 1e9 == pytest.approx(billions[shape], rel=0.01)
 
 
 @pytest.mark.parametrize("length", [63, 128, 200])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_sparsed.config.parameter_table import BLOCK_SIZES, PACES, PARAMETERS
+from vllm_sparsed.config.parameter_table import PACES, PARAMETERS
 from vllm_sparsed.config.parameters import (
     ParameterError,
     RequestParameters,
@@ -19,7 +19,7 @@ from vllm_sparsed.config.parameters import (
     parse_server_settings,
     request_parameters,
 )
-from vllm_sparsed.kernels import block_sparse_attention
+from vllm_sparsed.kernels.dimensions import BLOCK_SIZES
 
 SERVER = parse_server_settings({}, "low_confidence")
 # This one allows any request.
@@ -432,10 +432,6 @@ def test_table_has_every_parameter() -> None:
         assert len(row) == 5
         assert row[0] == (f"`{parameter.request_key}`" if parameter.per_request else "-")
         assert row[2] == parameter.allowed
-
-
-def test_block_sizes_are_those_of_the_kernels() -> None:
-    assert BLOCK_SIZES == block_sparse_attention.BLOCK_SIZES
 
 
 def test_import_is_light() -> None:

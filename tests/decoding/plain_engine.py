@@ -42,6 +42,7 @@ def engine_settings(
         mask_token_id=mask_token_id,
         store=PatternStoreSize(num_rows=100_000, width=4096),
         crossover=None,
+        logit_shift=False,
         graph_tokens=0,
     )
 
@@ -135,7 +136,7 @@ class PlainEngine:
             tokens = self.decoder.decode(
                 candidates, hidden[torch.from_numpy(source)], unconditional, lambda x: x
             )
-            sizes = [state.candidates.size for state in active]
+            sizes = [state.judged.size for state in active]
             for state, part in zip(active, tokens.split(sizes), strict=True):
                 decided[state] = part.numpy()
         for state in states:

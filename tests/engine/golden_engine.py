@@ -24,5 +24,5 @@ def start_golden(model: str, **options: Any) -> LLM:
     }
     if current_platform.is_cuda():
         # Small models: a GPU may have other work, other tests for instance.
-        usual["gpu_memory_utilization"] = 0.3
+        usual["gpu_memory_utilization"] = 0.06
     return LLM(str(GOLDEN / model), skip_tokenizer_init=True, **(usual | options))

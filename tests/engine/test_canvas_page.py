@@ -16,7 +16,8 @@ FOUND = find_browser()
 needs_browser = pytest.mark.skipif(
     FOUND is None, reason="no Chromium with its chromedriver on this machine"
 )
-MASK = 383
+MASK, SPECIAL = 383, (1, 2, 383)
+LONG = 240
 STEPS = 60
 CANVAS = 60
 
@@ -53,36 +54,41 @@ def last_canvas(server: Server, request_id: str) -> dict[str, Any]:
     raise AssertionError("the request does not end")
 
 
+def shown_tokens(tokens: list[int]) -> list[int | None]:
+    """A position that is decided to be the mask token stays one."""
+    return [None if token == MASK else token for token in tokens]
+
+
 def test_canvas_fills_in_while_the_request_runs(server: Server) -> None:
+    # Long enough that a busy machine sees some of its passes.
+    changes = {"diffusion_steps": LONG, "diffusion_block_length": LONG}
+    body = chat_body("watched", diffusion_show_canvas=1, **changes) | {"max_tokens": LONG}
     with ThreadPoolExecutor(1) as pool:
-        body = chat_body("watched", diffusion_show_canvas=1)
         answer = pool.submit(server.post, "/v1/chat/completions", body)
         seen = []
         while not answer.done():
             seen += canvases(server, "chatcmpl-watched")
     choice = answer.result().json()["choices"][0]
     last = last_canvas(server, "chatcmpl-watched")
-    assert last["tokens"] == choice["token_ids"]
-    assert [text for text in last["texts"] if text != "·"] == [
-        f"w{token}" for token in last["tokens"] if token != 2
+    assert last["tokens"] == shown_tokens(choice["token_ids"])
+    assert last["texts"] == [
+        token and ("·" if token in SPECIAL else f"w{token}") for token in last["tokens"]
     ]
-    assert last["step"] == last["steps"] == last["passes"] == STEPS
-    # Steps 0 .. int(60 * 0.2) + 1 are dense.
-    assert last["sparse_from"] == 15
-    assert sorted(last["decided_in"]) == list(range(1, STEPS + 1))
-    assert len({canvas["step"] for canvas in seen}) > 5
-    for canvas in seen:
+    assert last["passes"] == last["most_passes"] == LONG
+    # Passes 1 .. int(240 * 0.2) + 2 are dense.
+    assert last["sparse_from"] == 51
+    decided_in = [number for number in last["decided_in"] if number]
+    assert len(set(decided_in)) == len(decided_in) == LONG - last["tokens"].count(None)
+    partly = [canvas for canvas in seen if 0 < canvas["passes"] < LONG]
+    assert len({canvas["passes"] for canvas in partly}) > 2
+    for canvas in partly:
         # What was decided by then, and nothing else.
         assert canvas["tokens"] == [
-            token if step <= canvas["step"] else None
-            for token, step in zip(last["tokens"], last["decided_in"], strict=True)
+            token if number <= canvas["passes"] else None
+            for token, number in zip(last["tokens"], last["decided_in"], strict=True)
         ]
     # Decided behind a mask: what the stream of finished prefixes does not show.
-    assert any(
-        None in canvas["tokens"][: max(i for i, t in enumerate(canvas["tokens"]) if t is not None)]
-        for canvas in seen
-        if any(token is not None for token in canvas["tokens"])
-    )
+    assert any(any(canvas["tokens"][canvas["tokens"].index(None) :]) for canvas in partly)
 
 
 def test_watching_changes_no_token(server: Server) -> None:
@@ -102,10 +108,8 @@ def test_each_choice_has_its_canvas(server: Server) -> None:
     last_canvas(server, "chatcmpl-several")
     found = canvases(server, "chatcmpl-several")
     assert [canvas["index"] for canvas in found] == [0, 1]
-    # A position that is decided to be the mask token stays one.
-    assert [canvas["tokens"] for canvas in found] == [
-        [None if token == MASK else token for token in choice["token_ids"]] for choice in choices
-    ]
+    tokens = [shown_tokens(choice["token_ids"]) for choice in choices]
+    assert [canvas["tokens"] for canvas in found] == tokens
     assert found[0]["tokens"] != found[1]["tokens"]
 
 
@@ -158,13 +162,13 @@ def test_the_page_shows_two_settings(server: Server, page: str, browser: Browser
     wait_for_states(browser, "done", "done")
 
     drawn = browser.run("return window.drawn")
-    assert len(set(drawn)) > 3, drawn
+    assert len(set(drawn)) > 2, drawn
     assert drawn == sorted(drawn)
     assert drawn[-1] == CANVAS
     assert values(browser, "decided") == ["60 of 60", "60 of 60"]
     assert values(browser, "passes") == ["60 of 60", "20 of 20"]
     assert values(browser, "rate") == ["1.00", "3.00"]
-    assert values(browser, "attention") == ["sparse since step 33", "dense"]
+    assert values(browser, "attention") == ["sparse since pass 33", "dense"]
     assert all(float(time.removesuffix(" s")) > 0 for time in values(browser, "time"))
     # Underlined: decided by sparse attention.
     assert len(browser.texts("[data-panel=left] .sparse")) == 60 - 32

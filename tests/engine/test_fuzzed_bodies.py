@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.engine.golden_cases import load_cases
-from tests.engine.http_server import IN_PROCESS_ENGINE, MODEL_NAME, SPARSED, Server
+from tests.engine.http_server import MODEL_NAME, SPARSED, Server
 from tests.engine.test_request_errors import CHAT, COMPLETIONS, RESPONSES, TOOLS, body_of
 
 GOOD = load_cases("llada-mha")[0]
@@ -180,7 +180,7 @@ def test_random_lines_of_a_batch_file(checkpoint: Path, tmp_path: Path) -> None:
         *("--dtype", "float32", "--max-model-len", "640"),
         *("--additional-config", json.dumps({"sparsed": SPARSED})),
     ]
-    env = {key: value for key, value in os.environ.items() if key != IN_PROCESS_ENGINE}
+    env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -2,6 +2,7 @@
 
 import asyncio
 import multiprocessing
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +108,12 @@ def test_counters_grow(folder: Path) -> None:
 @pytest.mark.parametrize("missing", [None, Path("/nowhere/at/all")], ids=["no key", "no folder"])
 def test_no_folder_is_no_error(missing: Path | None) -> None:
     StepCounters.for_writing(config(missing)).add(DENSE, 32)
+
+
+def test_an_engine_that_has_ended_is_no_error(folder: Path) -> None:
+    StepCounters.for_writing(config(folder)).add(DENSE, 32)
+    shutil.rmtree(folder)
+    assert shown(STEPS, attention="dense") is None
 
 
 def test_a_half_written_file_is_left_out(folder: Path) -> None:

@@ -144,6 +144,20 @@ def test_a_request_that_cannot_be_started(
     assert "OverflowError" in run_beside(llm, CASES[0]).stop_reason
 
 
+def test_a_decision_that_cannot_be_written_down(
+    llm: LLM, runner: DenoisingModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = RequestState.commit
+
+    def fail(state: RequestState, tokens: Any) -> None:
+        if is_faulty(state) and state.step > 2:
+            raise IndexError("of its own")
+        commit(state, tokens)
+
+    monkeypatch.setattr(RequestState, "commit", fail)
+    assert "IndexError: of its own" in run_beside(llm, CASES[0]).stop_reason
+
+
 def test_a_lost_device_ends_the_engine_and_says_so(
     llm: LLM, runner: DenoisingModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 INTERPRETER = os.path.realpath(sys.executable)
 
-# Answers like a server of the demo's documents. A file beside it, "wrong", names the kind of
-# attention with which it errs. Dense steps: 8 of a sparse request, all of a dense one.
+# Answers questions about access codes like a server of the demo's documents. A file beside it,
+# "wrong", names the kind of request in which it errs. Dense steps: 4 of a sparse request's 12, all
+# of a dense one's 12, and 32 of one without a pace.
 ANSWERING_SERVER = """
 import http.server, json, pathlib, re, sys
 
-counted = {"dense": 5, "sparse": 7, "kept": 11, "candidates": 13}
+counted = {"dense": 5, "sparse": 7, "decided": 3, "kept": 11, "candidates": 13}
 here = pathlib.Path(__file__)
 steps = "vllm:diffusion_num_denoising_steps_total"
 
@@ -27,6 +28,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             f"# TYPE {steps} counter\\n"
             f'{steps}{{attention="dense"}} {counted["dense"]}.0\\n'
             f'{steps}{{attention="sparse"}} {counted["sparse"]}.0\\n'
+            "# TYPE vllm:diffusion_num_committed_tokens_total counter\\n"
+            f'vllm:diffusion_num_committed_tokens_total {counted["decided"]}.0\\n'
             "# TYPE vllm:sparsed_kept_blocks_total counter\\n"
             f'vllm:sparsed_kept_blocks_total {counted["kept"]}.0\\n'
             "# TYPE vllm:sparsed_candidate_blocks_total counter\\n"
@@ -39,10 +42,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/tokenize":
             return self.reply(json.dumps({"count": len(body["prompt"].split())}), "text/json")
         prompt, settings = body["messages"][0]["content"], body["vllm_xargs"]
-        kind = "sparse" if settings.get("sparsed_enabled", True) else "dense"
-        steps = settings["diffusion_steps"]
-        sparse = max(0, steps - 8) if kind == "sparse" else 0
+        is_sparse = settings.get("sparsed_enabled", True)
+        kind = "fast" if "diffusion_threshold" in settings else "exact"
+        kind += ", sparse" * is_sparse
+        steps = settings.get("diffusion_steps", 12 if "fast" in kind else 32)
+        sparse = max(0, steps - 4) if is_sparse else 0
         counted["sparse"] += sparse
+        counted["decided"] += 24
         counted["dense"] += steps - sparse
         counted["kept"] += 30 * bool(sparse)
         counted["candidates"] += 100 * bool(sparse)

@@ -24,14 +24,13 @@ class FakeTokenizer:
 TEXT = token_texts(FakeTokenizer())
 
 
-def canvas_after(step: int, *tokens: int | None) -> ShownCanvas:
+def canvas_after(passes: int, *tokens: int | None) -> ShownCanvas:
     return ShownCanvas(
         prompt=0,
         index=0,
-        step=step,
-        steps=8,
-        passes=step,
-        sparse_from=4,
+        passes=passes,
+        most_passes=8,
+        sparse_from=4 if passes >= 4 else None,
         finished=False,
         tokens=list(tokens),
         decided_in=[0 if token is None else 1 for token in tokens],
@@ -44,7 +43,7 @@ AFTER = canvas_after(4, 1, 2, None, 4, None, 3)
 
 def test_what_is_new_stands_out() -> None:
     assert render(AFTER, BEFORE, TEXT, 80) == [
-        "step   4/8 sparse   4/6 decided",
+        "pass   4/8 sparse   4/6 decided",
         "\x1b[7m90\x1b[0m harbor░\x1b[7m⏎\x1b[0m░\x1b[7m·\x1b[0m",
     ]
     # On the first picture everything decided is new.
@@ -53,7 +52,7 @@ def test_what_is_new_stands_out() -> None:
 
 def test_one_plain_line_without_a_width() -> None:
     assert render(AFTER, None, TEXT) == [
-        "step   4/8 sparse   4/6 decided",
+        "pass   4/8 sparse   4/6 decided",
         "90 harbor░⏎░·",
     ]
 
@@ -61,7 +60,7 @@ def test_one_plain_line_without_a_width() -> None:
 def test_lines_fit_the_terminal() -> None:
     canvas = canvas_after(1, 2, 2, None, 5, 1, None)
     lines = render(canvas, canvas, TEXT, 10)
-    assert lines == ["step   1/8", " harbor", " harbor░蜂", "90░"]
+    assert lines == ["pass   1/8", " harbor", " harbor░蜂", "90░"]
 
 
 def pictures() -> Iterator[ShownCanvas]:
@@ -76,9 +75,9 @@ def test_redraws_on_a_terminal(
     monkeypatch.setenv("COLUMNS", "80")
     show(pictures(), TEXT, delay=0)
     printed = capsys.readouterr().out
-    assert printed.startswith("\x1b[?25l\r\x1b[Jstep   3/8 dense")
+    assert printed.startswith("\x1b[?25l\r\x1b[Jpass   3/8 dense")
     # Up over both lines of the picture before.
-    assert "░░░░\n\x1b[2A\r\x1b[Jstep   4/8 sparse" in printed
+    assert "░░░░\n\x1b[2A\r\x1b[Jpass   4/8 sparse" in printed
     assert printed.endswith("\n\x1b[?25h")
 
 
@@ -98,8 +97,8 @@ def test_cursor_comes_back_after_a_failure(
 def test_plain_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     show(pictures(), TEXT, delay=60)
     assert capsys.readouterr().out.splitlines() == [
-        "step   3/8 dense    1/6 decided ░ harbor░░░░",
-        "step   4/8 sparse   4/6 decided 90 harbor░⏎░·",
+        "pass   3/8 dense    1/6 decided ░ harbor░░░░",
+        "pass   4/8 sparse   4/6 decided 90 harbor░⏎░·",
     ]
 
 
@@ -112,7 +111,7 @@ def test_a_real_request(random_model: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in "".join(line for line in done.stdout.splitlines() if "decided" in line)
-    seen = re.findall(r"^step +(\d)/8 (\w+) +(\d+)/32 decided (.+)$", done.stdout, re.MULTILINE)
+    seen = re.findall(r"^pass +(\d)/8 (\w+) +(\d+)/32 decided (.+)$", done.stdout, re.MULTILINE)
     assert [(int(step), kind) for step, kind, _, _ in seen] == [
         (step, "dense" if step <= 3 else "sparse") for step in range(1, 9)
     ]

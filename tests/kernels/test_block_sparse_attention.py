@@ -20,10 +20,10 @@ from torch import Tensor
 from vllm_sparsed.kernels.block_sparse_attention import (
     QueryTiles,
     block_sparse_attention,
-    block_sparse_attention_reference,
     block_sparse_attention_torch,
     warm_up,
 )
+from vllm_sparsed.kernels.block_sparse_attention.reference import block_sparse_attention_reference
 
 LENGTHS = (1, 63, 128, 129, 1000)
 GQA_RATIOS = (1, 7, 8)

@@ -12,15 +12,16 @@ import pytest
 from vllm_sparsed.kernels.confidence_ranking import configs as ranking
 from vllm_sparsed.kernels.counter_random import configs as random_numbers
 from vllm_sparsed.kernels.fp8_rows import wrapper as fp8_rows
+from vllm_sparsed.kernels.logit_cutoff import configs as cutoff
 from vllm_sparsed.kernels.rotary_embedding import wrapper as rotary
 from vllm_sparsed.kernels.silu_and_mul import wrapper as silu
 from vllm_sparsed.kernels.token_confidence import configs as confidence
 
 CAPABILITIES = ("sm_80", "sm_90")
-FLOAT64 = {"temperature_ptr", "uniform_ptr", "probability_ptr", "bound_ptr"}
+FLOAT64 = {"temperature_ptr", "uniform_ptr", "probability_ptr", "bound_ptr", "top_p_ptr"}
 INT64 = {
     *("positions_ptr", "seed_ptr", "step_ptr", "position_ptr", "candidates_ptr", "tokens_ptr"),
-    *("group_ptr", "first_ptr", "rule_ptr", "quota_ptr", "order_ptr"),
+    *("group_ptr", "first_ptr", "rule_ptr", "quota_ptr", "order_ptr", "top_k_ptr"),
 }
 
 FP8_ROWS = {
@@ -63,17 +64,37 @@ def variants(capability: str) -> list[tuple[str, str, dict[str, Any], dict[str, 
                 ("fp8_rows", "rms_norm_fp8_kernel", constants, FP8_ROWS, fp8_rows.NORM_WARPS)
             )
     for statistic in confidence.Statistic:
-        for drawn, scaled in ((False, False), (True, False), (True, True)):
+        for drawn, cut, shaped in (
+            (False, False, False),
+            (True, False, False),
+            (True, False, True),
+            (True, True, False),
+            (True, True, True),
+            (False, True, True),
+        ):
             constants = {
                 "STATISTIC": int(statistic),
                 "DRAWN": drawn,
-                "SCALED": scaled,
+                "CUT": cut,
+                "SHAPED": shaped,
                 "STREAM_KEY": random_numbers.stream_key(0),
                 "BLOCK": confidence.DRAW_BLOCK if drawn else confidence.BLOCK,
             }
-            types = {"logits_ptr": "bf16", "values_ptr": "fp32"}
+            types = {"logits_ptr": "bf16", "values_ptr": "fp32", "cutoff_ptr": "fp32"}
             kernel = ("token_confidence", "token_confidence_kernel")
             found.append((*kernel, constants, types, confidence.NUM_WARPS))
+    for dtype in ("bf16", "fp32"):
+        for top_p, top_k in ((True, False), (False, True), (True, True)):
+            constants = {
+                "SCALED": True,
+                "TOP_P": top_p,
+                "TOP_K": top_k,
+                "BLOCK": cutoff.BLOCK,
+                "WAYS": cutoff.WAYS,
+            }
+            types = {"logits_ptr": dtype, "out_ptr": "fp32"}
+            kernel = ("logit_cutoff", "logit_cutoff_kernel")
+            found.append((*kernel, constants, types, cutoff.NUM_WARPS))
     constants = {"STREAM_KEY": random_numbers.stream_key(3), "BLOCK": random_numbers.BLOCK}
     found.append(("counter_random", "uniform_rows_kernel", constants, {"out_ptr": "fp64"}, 4))
     for dtype, rules in (("fp32", False), ("fp64", False), ("fp32", True), ("fp64", True)):

@@ -11,14 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_sparsed.kernels.block_importance.configs import (
-    BLOCK_SIZES,
-    CAPABILITIES,
-    DTYPES,
-    HEAD_DIMS,
-    tile_config,
-)
+from vllm_sparsed.kernels.block_importance.configs import tile_config
 from vllm_sparsed.kernels.block_selection.configs import TABLE as SELECTION_TABLE
+from vllm_sparsed.kernels.devices import FLOATS
+from vllm_sparsed.kernels.dimensions import BLOCK_SIZES, CAPABILITIES, HEAD_DIMS
 
 # Shared memory that one program can have, in KiB.
 SHARED_MEMORY = {(8, 0): 163, (8, 6): 99, (8, 9): 99, (9, 0): 227}
@@ -192,7 +188,7 @@ def test_selection_compiles(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}")
-@pytest.mark.parametrize("dtype", DTYPES, ids=TYPE_NAMES.get)
+@pytest.mark.parametrize("dtype", FLOATS, ids=TYPE_NAMES.get)
 def test_whole_table(dtype: torch.dtype, capability: tuple[int, int], tmp_path: Path) -> None:
     shapes = itertools.product(HEAD_DIMS, BLOCK_SIZES)
     check([(d, dtype, b, capability) for d, b in shapes], tmp_path)

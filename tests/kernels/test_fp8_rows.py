@@ -4,15 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from vllm_sparsed.kernels.devices import FP8
 from vllm_sparsed.kernels.fp8_rows import rms_norm_fp8, silu_and_mul_fp8
-from vllm_sparsed.kernels.fp8_rows.reference import (
-    FP8,
-    LARGEST,
-    quantize_rows_reference,
-    rms_norm_reference,
-)
+from vllm_sparsed.kernels.fp8_rows.configs import LARGEST
+from vllm_sparsed.kernels.fp8_rows.reference import quantize_rows_reference, rms_norm_reference
+from vllm_sparsed.kernels.fp8_rows.torch_path import rms_norm_fp8_torch, silu_and_mul_fp8_torch
 from vllm_sparsed.kernels.fp8_rows.wrapper import tiles
 from vllm_sparsed.kernels.silu_and_mul import silu_and_mul
+from vllm_sparsed.kernels.silu_and_mul.reference import silu_and_mul_reference
 
 # The interpreter cuts bfloat16 off instead of rounding it.
 CASES = [
@@ -181,3 +180,22 @@ def test_arguments_of_the_norm_are_checked(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         rms_norm_fp8(x, residual, weight, EPSILON)
+
+
+def test_torch_path_of_the_gate() -> None:
+    gate_up = rows(9, 64, torch.bfloat16, "cpu", 0)
+    expected = quantize_rows_reference(silu_and_mul_reference(gate_up))
+    assert all(
+        torch.equal(x.float(), y.float())
+        for x, y in zip(silu_and_mul_fp8_torch(gate_up), expected, strict=True)
+    )
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_torch_path_of_the_norm(added: bool) -> None:
+    x, weight = rows(9, 64, torch.bfloat16, "cpu", 0), torch.rand(64).bfloat16()
+    residual = rows(9, 64, torch.bfloat16, "cpu", 1).clone() if added else None
+    total = x if residual is None else x + residual
+    data, scales = rms_norm_fp8_torch(x, residual, weight, EPSILON)
+    assert_quantized(data, scales, rms_norm_reference(total.double(), weight.double(), EPSILON))
+    assert residual is None or torch.equal(residual, total)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vllm_sparsed.kernels.rotary_embedding import rotary_embedding
 from vllm_sparsed.kernels.rotary_embedding.reference import rotary_embedding_reference
+from vllm_sparsed.kernels.rotary_embedding.torch_path import rotate_torch
 
 # The interpreter cuts bfloat16 off instead of rounding it.
 CASES = [
@@ -63,6 +64,17 @@ def test_equals_reference(
     assert error.max() <= 2 * usual.max()
     # Rounded once: half a unit in the last place, and the roundings of float32 before it.
     assert (error <= torch.finfo(dtype).eps / 2 * exact.abs() + 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_torch_path(dtype: torch.dtype) -> None:
+    """Bit for bit the reference, in place, on part of a row."""
+    rows = torch.randn(11, 6 * 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before = rows.clone()
+    positions = torch.arange(11).flip(0)
+    rotate_torch(positions, rows[:, :64], table(11, 16))
+    expected = rotary_embedding_reference(positions, before[:, :64], table(11, 16))
+    assert torch.equal(rows, torch.cat((expected, before[:, 64:]), dim=1))
 
 
 def test_no_tokens() -> None:

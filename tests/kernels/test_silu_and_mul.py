@@ -5,6 +5,7 @@ import torch
 
 from vllm_sparsed.kernels.silu_and_mul import silu_and_mul
 from vllm_sparsed.kernels.silu_and_mul.reference import silu_and_mul_reference
+from vllm_sparsed.kernels.silu_and_mul.torch_path import silu_and_mul_torch
 
 # The interpreter cuts bfloat16 off instead of rounding it.
 CASES = [
@@ -42,6 +43,11 @@ def test_extreme_gates(device: str, dtype: torch.dtype) -> None:
     gate_up = torch.cat((gate, torch.full_like(gate, 2.0)))[None].to(device)
     result = silu_and_mul(gate_up).cpu()[0]
     assert torch.equal(result, torch.where(gate > 0, 2 * gate, torch.zeros_like(gate)))
+
+
+def test_torch_path() -> None:
+    gate_up = torch.randn(7, 30, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(silu_and_mul_torch(gate_up), silu_and_mul_reference(gate_up))
 
 
 def test_no_tokens() -> None:

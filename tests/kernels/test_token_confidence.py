@@ -89,8 +89,8 @@ def test_drawn(device: str, scales: bool, statistic: Statistic, shape: tuple[int
     logits = random_logits(shape, torch.float32, device)
     at = coordinates(shape[0], device)
     temperature = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)[: shape[0]]
-    draw = Draw(temperature=temperature.to(device), **at, stream=2, scales=scales)
-    candidates, values = token_confidence(logits, statistic, draw)
+    draw = Draw(temperature=temperature.to(device), **at, stream=2)
+    candidates, values = token_confidence(logits, statistic, draw, shaped=scales)
     noise = gumbel_noise(at, shape[1], stream=2) * temperature[:, None]
     expected, exact = token_confidence_reference(
         logits.cpu().double(), statistic, noise, temperature if scales else None
@@ -98,6 +98,47 @@ def test_drawn(device: str, scales: bool, statistic: Statistic, shape: tuple[int
     assert torch.equal(candidates.cpu(), expected)
     assert not torch.equal(expected, logits.cpu().argmax(dim=1))
     assert_statistic(values, exact, logits, statistic)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("drawn", [False, True], ids=["argmax", "drawn"])
+@pytest.mark.parametrize("shaped", [False, True], ids=["plain", "shaped"])
+@pytest.mark.parametrize("statistic", Statistic)
+def test_cut(device: str, drawn: bool, shaped: bool, statistic: Statistic) -> None:
+    logits = random_logits((3, 5000), torch.float32, device)
+    at = coordinates(3, device)
+    temperature = torch.tensor([0.5, 1.0, 4.0] if drawn else [1.0] * 3, dtype=torch.float64)
+    draw = Draw(temperature=temperature.to(device), **at, stream=2) if drawn else None
+    scaled = logits.cpu() / temperature.float()[:, None]
+    # Most blocks of the vocabulary have nothing left; the last row keeps one value.
+    cutoff = torch.stack([scaled[0].sort().values[-40], scaled[1].median(), scaled[2].max()])
+    left = scaled >= cutoff[:, None]
+    candidates, values = token_confidence(
+        logits, statistic, draw, cutoff=cutoff.to(device), shaped=shaped
+    )
+    exact = logits.cpu().double()
+    cut = exact.masked_fill(~left, -math.inf)
+    noise = gumbel_noise(at, 5000, stream=2) * temperature[:, None] if drawn else None
+    expected, _ = token_confidence_reference(cut, statistic, noise)
+    assert torch.equal(candidates.cpu(), expected)
+    behind = (cut if shaped else exact) + 0.0
+    _, value = token_confidence_reference(
+        behind,
+        statistic,
+        None if noise is None else noise.masked_fill(~left, -math.inf),
+        temperature if shaped else None,
+    )
+    assert_statistic(values, value, logits, statistic)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf], ids=str)
+def test_what_is_not_finite_shows_although_it_is_cut(device: str, bad: float) -> None:
+    logits = random_logits((2, 3000), torch.float32, device)
+    logits[1, 2500] = bad
+    cutoff = torch.full((2,), 5.0, device=device)
+    _, values = token_confidence(logits, Statistic.PROBABILITY, cutoff=cutoff, shaped=True)
+    assert values.isnan().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -153,7 +194,7 @@ def test_uniform_rows(device: str) -> None:
             (
                 torch.zeros(4, 4),
                 Statistic.MARGIN,
-                Draw(torch.ones(4), *(torch.zeros(4, dtype=torch.int64),) * 3, 0, False),
+                Draw(torch.ones(4), *(torch.zeros(4, dtype=torch.int64),) * 3, 0),
             ),
             "temperature must be",
             id="temperature",

@@ -202,9 +202,12 @@ def assert_accurate(out: Tensor, problem: Problem) -> None:
     out_error, plain_error = (
         (x[written].double() - exact[written]).abs().max().item() for x in (out, plain)
     )
-    # One rounding of the result is always allowed: PyTorch may be exact on a single key.
+    # One rounding of the result is always allowed: PyTorch may be exact on a single key. In float32
+    # on a GPU it comes on top: exp and division round there once more.
     one_rounding = torch.finfo(out.dtype).eps * exact[written].abs().max().item()
     allowed = max(2 * plain_error, one_rounding)
+    if out.is_cuda and out.dtype == torch.float32:
+        allowed = 2 * plain_error + one_rounding
     assert out_error <= allowed, f"error {out_error:.3e}, allowed {allowed:.3e}"
     assert out[~written].isnan().all(), "wrote rows of no window"
 

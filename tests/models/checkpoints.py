@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.reference.models import ReferenceModel
+from benchmarks.requests.random_model import tensor_shapes
 
 VOCABULARY = 384
 MASK, END = 383, 2
@@ -71,42 +72,11 @@ LLADA_MOE: Mapping[str, Any] = {
 }
 
 
-def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a checkpoint with Hugging Face's names."""
-    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
-    head = hidden // config["num_attention_heads"]
-    keys = config["num_key_value_heads"] * head
-    shapes = {"model.embed_tokens": (vocabulary, hidden), "model.norm": (hidden,)}
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head"] = (vocabulary, hidden)
-    for layer in range(config["num_hidden_layers"]):
-        name = f"model.layers.{layer}."
-        shapes |= {
-            f"{name}input_layernorm": (hidden,),
-            f"{name}post_attention_layernorm": (hidden,),
-            f"{name}self_attn.q_proj": (hidden, hidden),
-            f"{name}self_attn.k_proj": (keys, hidden),
-            f"{name}self_attn.v_proj": (keys, hidden),
-            f"{name}self_attn.o_proj": (hidden, hidden),
-        }
-        inner, feed_forward = config.get("intermediate_size"), [f"{name}mlp."]
-        if config.get("qk_layernorm"):
-            shapes |= {f"{name}self_attn.{x}_norm": (head,) for x in "qk"}
-        if "num_experts" in config:
-            inner, count = config["expert_intermediate_size"], config["num_experts"]
-            feed_forward = [f"{name}mlp.experts.{expert}." for expert in range(count)]
-            shapes[f"{name}mlp.gate"] = (count, hidden)
-        for prefix in feed_forward:
-            shapes |= {f"{prefix}{x}_proj": (inner, hidden) for x in ("gate", "up")}
-            shapes[f"{prefix}down_proj"] = (hidden, inner)
-    return {f"{name}.weight": shape for name, shape in shapes.items()}
-
-
 def random_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
     """bfloat16, of a size at which every layer matters."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
-    for name, shape in tensor_shapes(config).items():
+    for name, shape in tensor_shapes(dict(config)).items():
         values = torch.randn(shape, generator=generator)
         if "norm" in name:
             values = 1 + 0.1 * values

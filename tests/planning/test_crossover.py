@@ -12,6 +12,7 @@ from vllm.sampling_params import SamplingParams
 from vllm_sparsed.attention.pattern_store import PatternStoreSize
 from vllm_sparsed.config.parameters import parse_server_settings
 from vllm_sparsed.config.settings import EngineSettings
+from vllm_sparsed.planning import kernel_costs
 from vllm_sparsed.planning.crossover import (
     LONG,
     AttentionCosts,
@@ -111,6 +112,14 @@ def test_small_blocks_lose_rate_where_keys_outgrow_the_cache() -> None:
     for between in (2, 4):
         costs = attention_costs((9, 0), 128, torch.bfloat16, heads_per_kv_head=between)
         assert costs == own.costs
+
+
+def test_a_ratio_that_was_measured_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {4: {16: 100.0, 32: 220.0, 64: 440.0}, 7: {16: 111.0, 32: 245.0, 64: 474.0}}
+    monkeypatch.setattr(kernel_costs, "LONG_SHARED", {((9, 0), 128): rates})
+    for ratio, expected in ((4, rates[4]), (5, rates[4]), (7, rates[7]), (16, rates[7])):
+        costs = attention_costs((9, 0), 128, torch.bfloat16, heads_per_kv_head=ratio)
+        assert costs.long_rates == expected
 
 
 @pytest.mark.parametrize(

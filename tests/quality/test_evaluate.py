@@ -1,6 +1,7 @@
 """The evaluation: its settings, its prompts, its shares of work, and runs through vLLM."""
 
 import argparse
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -27,10 +28,11 @@ from benchmarks.quality.settings import (
     Setting,
     compared_settings,
     product_settings,
+    shortcut_settings,
     sweep_settings,
 )
 from benchmarks.quality.similarity import read_overlaps
-from small_model.tasks import TASKS
+from small_model.tasks import TASKS, canvas_of
 from vllm_sparsed.config.parameters import parse_server_settings, request_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +64,9 @@ def test_first_sparse_step(setting: Setting, steps: int, first: int) -> None:
         (dict(schedule="never"), "schedule='never' must be one of reuse, from_start"),
         (dict(), "select and block_size belong to every setting but dense"),
         (dict(select=0.3, skip=0.2, block_size=32, pattern="dense"), "belong to every"),
+        (dict(pattern="dense", pace="hurry"), "pace='hurry' must be one of fixed, threshold"),
+        (dict(pattern="dense", kv_reuse="all"), "kv_reuse='all' must be one of none, prefix"),
+        (dict(pattern="dense", kv_reuse="dual", refresh=8), "belong to kv_reuse='window'"),
         (dict(select=0.3, block_size=32), "skip to these where"),
         (dict(select=0.3, skip=0.2, block_size=32, schedule="from_start"), "skip to these where"),
     ],
@@ -101,6 +106,70 @@ def test_baselines_and_ablations() -> None:
         "rebuilt in every step, select 0.3, skip 0.2, block 128",
         "no isolated selection, select 0.3, skip 0.2, block 128",
     ]
+
+
+def request_args(setting: Setting, canvas: int) -> dict[str, Any]:
+    """Without those of attention."""
+    args = setting.extra_args(canvas)
+    return {name: value for name, value in args.items() if name.startswith("diffusion_")}
+
+
+@pytest.mark.parametrize(
+    ("setting", "args", "name"),
+    [
+        (DENSE, {"diffusion_steps": 512}, "dense"),
+        (replace(DENSE, pace_value=4), {"diffusion_steps": 128}, "dense, 4 a pass"),
+        (
+            replace(DENSE, pace="threshold", pace_value=0.9),
+            {"diffusion_threshold": 0.9},
+            "dense, threshold 0.9",
+        ),
+        (
+            replace(SPARSE, kv_reuse="dual"),
+            {"diffusion_steps": 512, "diffusion_kv_reuse": "dual"},
+            "select 0.3, skip 0.2, block 128, dual kept",
+        ),
+        (
+            replace(DENSE, kv_reuse="window", refresh=64, margin=0),
+            {
+                "diffusion_steps": 512,
+                "diffusion_kv_reuse": "window",
+                "diffusion_refresh_tokens": 64,
+                "diffusion_window_margin": 0,
+            },
+            "dense, window kept, refresh 64, margin 0",
+        ),
+    ],
+    ids=["exact", "fixed", "threshold", "dual", "window"],
+)
+def test_shortcuts_are_request_parameters(
+    setting: Setting, args: dict[str, Any], name: str
+) -> None:
+    assert request_args(setting, 512) == {"diffusion_block_length": 32, **args}
+    assert setting.name == name
+    assert setting.has_shortcuts == (setting != DENSE)
+
+
+def test_a_whole_answer_in_one_pass() -> None:
+    setting = replace(DENSE, pace_value=0)
+    assert request_args(setting, 512) == {"diffusion_block_length": 512, "diffusion_steps": 1}
+    assert setting.name == "dense, all in one pass"
+
+
+def test_shortcuts_compare_each_alone_and_together() -> None:
+    """The server takes every one of them; those that keep keys and values need its support."""
+    server = parse_server_settings({}, "low_confidence")
+    settings = shortcut_settings(AXES, kept=False)
+    assert len(settings) == len(set(settings)) > 20
+    for setting in settings:
+        request_parameters(setting.extra_args(128), server)
+    with_kept = shortcut_settings(AXES, kept=True)
+    assert set(settings) < set(with_kept)
+    windows = [s for s in with_kept if s.kv_reuse == "window" and s.pace != "threshold"]
+    assert {s.refresh for s in windows if s.is_dense} == {8, 16, 32, 64, 128, 256}
+    assert {s.margin for s in windows if s.is_dense} == {0, 16, 32, 64}
+    both = [s for s in with_kept if s.kv_reuse != "none" and s.pace == "threshold"]
+    assert {s.is_dense for s in both} == {True, False}
 
 
 def test_units() -> None:
@@ -145,17 +214,22 @@ def test_defaults_are_the_servers() -> None:
     assert {setting.skip for setting in asked} == {parameters.sparsed_skip}
 
 
-@pytest.mark.parametrize("length", [256, 1024])
+@pytest.mark.parametrize("length", [1024, 2048])
 def test_prompts_fill_the_length(tokenizer_folder: Path, length: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    cases = make_cases(tokenizer, TASKS, [length], 3, canvas=32)
+    cases = make_cases(tokenizer, TASKS, [length], 3)
     assert [(case.task, case.document) for case in cases] == [
         (task, document) for task in TASKS for document in range(3)
     ]
     for case in cases:
-        assert length * 0.8 - 32 < len(case.prompt) + 32 <= length
+        assert case.canvas == canvas_of(case.task)
+        assert length * 0.8 < len(case.prompt) + case.canvas <= length
+        answer = tokenizer.encode(case.answer, add_special_tokens=False)
+        assert len(answer) < case.canvas
         text = tokenizer.decode(case.prompt)
-        assert text.endswith("?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+        assert re.search(
+            r"[?.]<\|eot_id|><|start_header_id|>assistant<\|end_header_id\|>\n\n$", text
+        )
 
 
 def test_prompts_fit_with_a_tokenizer_that_joins_lines(tokenizer_folder: Path) -> None:
@@ -193,7 +267,7 @@ def test_cases_are_made_once(tmp_path: Path, tokenizer_folder: Path) -> None:
 
 def test_parts_through_vllm_are_one_run(llm: LLM, tmp_path: Path) -> None:
     """Settings are put into the engine in another order and in other company."""
-    asking = Asking(canvas=32, steps=32)
+    asking = Asking(canvas=32)
     cases = make_cases(llm.get_tokenizer(), ["multi_key"], [150, 200], 3, 32)
     settings = [DENSE, Setting(0.3, 0.2, 16), Setting(0.3, None, 16, "window", "from_start")]
     units = [Unit(setting, 150, 2) for setting in settings] + [Unit(DENSE, 200, 3)]
@@ -208,6 +282,10 @@ def test_parts_through_vllm_are_one_run(llm: LLM, tmp_path: Path) -> None:
     write_rows(tmp_path / "whole.csv", whole)
     merged = merged_records(tmp_path)
     assert sorted(map(repr, merged)) == sorted(map(repr, read_records(tmp_path / "whole.csv")))
+    # A pass of these decides one token of a canvas of 32 and computes prompt and canvas.
+    length = {(case.length, case.document): len(case.prompt) + 32 for case in cases}
+    assert all(r.rows == r.steps * length[r.length, r.document] for r in merged)
+    assert all(1 <= r.steps <= 32 and r.seconds > 0 for r in merged)
     density = {r.setting: r.density for r in merged if r.document == 0 and r.length == 150}
     assert density[DENSE] is None
     assert 0.3 < (density[settings[1]] or 0) < 0.5

@@ -34,6 +34,7 @@ from benchmarks.quality.similarity import (
 
 SPARSE = Setting(0.3, 0.2, 32)
 EARLY = Setting(0.3, None, 32, "window", "from_start")
+FAST = replace(DENSE, pace="threshold", pace_value=0.9)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +81,8 @@ def test_paired_difference_is_narrower_than_an_unpaired_one() -> None:
 
 def test_record() -> None:
     case = Case("report", 256, 7, [1], "12345")
-    answered = Answered("12346", [8, 9, 7, 11, 2, 30], 31, 0.4)
-    assert record(SPARSE, case, answered, 32) == Record(
+    answered = Answered("12346", [8, 9, 7, 11, 2, 30], 31, 0.4, 4, 900, 0.25)
+    assert record(SPARSE, case, answered, "some-model") == Record(
         setting=SPARSE,
         task="report",
         length=256,
@@ -93,10 +94,15 @@ def test_record() -> None:
         density=0.4,
         answer="12346",
         expected="12345",
+        lines=0.0,
+        rows=900,
+        seconds=0.25,
+        model="some-model",
     )
-    assert record(DENSE, case, answered, 32).sparse_tokens == 0
-    assert record(EARLY, case, answered, 32).sparse_tokens == 6
-    assert record(SPARSE, case, replace(answered, text=" 12345\n"), 32).correct
+    right = record(SPARSE, case, replace(answered, text=" 12345\n"))
+    assert right.correct and right.lines == 1.0
+    case = Case("ledger", 256, 7, [1], "May 1 001\nJune 2 003")
+    assert record(SPARSE, case, replace(answered, text="May 1 001\nJune 2 004")).lines == 0.5
 
 
 def some_records() -> list[Record]:
@@ -112,6 +118,8 @@ def some_records() -> list[Record]:
                 steps=28 + document,
                 sparse_tokens=5,
                 density=0.25 + 0.1 * document,
+                rows=3000,
+                seconds=0.5,
                 answer="a, b" if document else "x",
             )
             found += [sparse, dense]
@@ -146,6 +154,11 @@ def test_summary_rows() -> None:
         density=0.4,
         steps=29.5,
         sparse_tokens=0.83333,
+        tokens=6.0,
+        tokens_per_pass=round(24 / 118, 5),
+        rows=3000.0,
+        rows_per_token=500.0,
+        seconds=0.5,
     )
     assert (rows[5].documents, rows[5].correct) == (8, 6)
 
@@ -167,13 +180,33 @@ def test_settings_are_compared_on_the_same_documents() -> None:
     assert asked_of_all(records) == records
 
 
+def test_shortcuts_are_compared_with_one_token_a_pass() -> None:
+    """Dense attention alone is no baseline: several tokens a pass may lose answers."""
+    records = some_records()
+    fast = [
+        replace(r, setting=FAST, correct=r.document < 1, steps=2)
+        for r in records
+        if r.setting == DENSE
+    ]
+    rows = {(r.setting, r.task): r for r in summarize([*records, *fast])}
+    assert rows[FAST, "all"].difference == -0.5
+    assert rows[FAST, "all"].tokens_per_pass == 3.0
+    assert rows[DENSE, "all"].difference is None
+    assert rows[SPARSE, "all"].difference == 0.0
+    assert main_settings(list(rows.values())) == [DENSE, SPARSE]
+
+
 def test_records_come_back(tmp_path: Path) -> None:
     records = [*some_records(), replace(some_records()[0], setting=EARLY, answer='"\n,')]
     write_rows(tmp_path / "records.csv", records)
     assert read_records(tmp_path / "records.csv") == records
 
 
-@pytest.mark.parametrize("setting", [DENSE, SPARSE, EARLY], ids=["dense", "sparse", "early"])
+@pytest.mark.parametrize(
+    "setting",
+    [DENSE, SPARSE, EARLY, FAST, replace(SPARSE, kv_reuse="window", refresh=8, margin=0)],
+    ids=["dense", "sparse", "early", "fast", "window"],
+)
 def test_settings_come_back(setting: Setting) -> None:
     assert from_text(as_text(setting)) == setting
 
@@ -210,8 +243,10 @@ def test_summary(tmp_path: Path) -> None:
     write_overlaps(tmp_path / FILE_NAME, overlaps([PATTERNS], 32))
     text = report_folder(tmp_path, plots=False)
     assert "| all | 256 | 8 | 75.0 [40.9, 92.9] | 75.0 [40.9, 92.9] | +0.0 [" in text
-    sparse = "| select 0.3, skip 0.2, block 32 | 256 | 8 | 0.400 | 29.5 | 83% | 75% | 75.0 ["
-    assert sparse in text
+    sparse = (
+        "| select 0.3, skip 0.2, block 32 | 256 | 8 | 0.400 | 29.5 | 0.20 | 500 | 0.500 | 83% |"
+    )
+    assert f"{sparse} 75% | 75.0 [" in text
     assert "| select 0.3, skip 0.2, block 32 | 75.0 | 75.0 |\n" in text
     assert "| 32 | 0 | 0.500 | 0.500 | 0.500 | 0.500 |\n" in text
     assert (tmp_path / "summary.md").read_text() == text
@@ -262,12 +297,14 @@ def test_plots(tmp_path: Path, documents: int) -> None:
     varied = [replace(r, setting=replace(SPARSE, select=0.5)) for r in some_records()[::2]]
     early = [replace(r, setting=EARLY) for r in some_records()[::2]]
     shared = [replace(r, setting=replace(SPARSE, pattern="shared_heads")) for r in varied]
-    sweep = [r for r in [*varied, *early, *shared] if r.document < documents]
+    fast = [replace(r, setting=FAST, steps=3) for r in some_records()[1::2]]
+    sweep = [r for r in [*varied, *early, *shared, *fast] if r.document < documents]
     write_rows(answers_path(tmp_path, 1, 1), [*some_records(), *sweep])
     write_overlaps(tmp_path / FILE_NAME, overlaps([PATTERNS], 32))
     text = report_folder(tmp_path)
-    assert text.endswith("Plots: by-length, parameters, baselines, ablations, similarity\n")
+    names = "by-length, parameters, baselines, ablations, similarity, tokens-per-pass"
+    assert text.endswith(f"Plots: {names}, rows-per-token\n")
     for suffix, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
         drawn = sorted(tmp_path.glob(f"*.{suffix}"))
-        assert len(drawn) == 5
+        assert len(drawn) == 7
         assert all(path.read_bytes().startswith(start) for path in drawn)

@@ -6,15 +6,30 @@ from collections import Counter
 import pytest
 
 from small_model.tasks import (
+    DEPENDENT_TASKS,
+    LINE_TASKS,
     SPLITS,
     TASKS,
     Document,
     Limits,
+    canvas_of,
     is_correct,
     make_document,
+    right_lines,
 )
+from small_model.words import MONTHS
 
 EACH_TASK = pytest.mark.parametrize("task", TASKS)
+
+
+QUESTIONS = {
+    "chain": r"Follow the value of (\w+)\.",
+    "ledger": r"What did (\w+) pay until (\w+), with totals\?",
+    "sorted_list": r"List the trips of (\w+) by month until (\w+)\.",
+    "records": r"List the records from (\w+) to the (north|south)\.",
+    "sum": r"What is the sum of (.+) and (.+)\?",
+    "two_readings": r"Where is (.+), and which badge has (\w+) there\?",
+}
 
 
 def count_words(text: str) -> int:
@@ -43,7 +58,7 @@ def test_all_questions_fit_too(task: str) -> None:
     )
     assert used <= 3000
     if task not in ("single_needle", "common_words"):
-        assert len(document.questions) > 5
+        assert len(document.questions) >= (2 if task == "records" else 5)
         assert len({q.text for q in document.questions}) == len(document.questions)
 
 
@@ -78,6 +93,11 @@ def expected_answer(document: Document, question: str) -> str:
     if document.task == "multi_value":
         key = question.removeprefix("What are the call numbers of ").removesuffix("?")
         return ", ".join(value for _, value in found["call number", key])
+    if document.task in DEPENDENT_TASKS:
+        values = {key: value for key, ((_, value), *_) in found.items()}
+        return dependent_answer(
+            document, question, values, {k for k, v in found.items() if v[0][0]}
+        )
     asked = re.fullmatch(r"What is the (.+?) of (.+)\?", question)
     assert asked
     ((is_copy, value),) = found[asked[1], asked[2]]
@@ -86,11 +106,54 @@ def expected_answer(document: Document, question: str) -> str:
     return value
 
 
+def dependent_answer(
+    document: Document,
+    question: str,
+    values: dict[tuple[str, str], str],
+    copies: set[tuple[str, str]],
+) -> str:
+    """Step by step, from facts by what they say of which key, and which are copies."""
+    asked = re.fullmatch(QUESTIONS[document.task], question)
+    assert asked
+    match document.task:
+        case "chain":
+            way = [asked[1]]
+            while ("value", way[-1]) in copies:
+                way.append(values["value", way[-1]])
+            return f"{' -> '.join(way)}: {values['value', way[-1]]}"
+        case "ledger":
+            rows, total = [], 0
+            for month in MONTHS[: MONTHS.index(asked[2]) + 1]:
+                amount = values["payment", f"{asked[1]} in {month}"]
+                total += int(amount)
+                rows.append(f"{month} {amount} {total:03d}")
+            return "\n".join(rows)
+        case "sorted_list":
+            goals = {month: values.get(("trip", f"{asked[1]} in {month}")) for month in MONTHS}
+            assert [month for month in MONTHS if goals[month]][-1] == asked[2]
+            return "; ".join(f"{month} {goal}" for month, goal in goals.items() if goal)
+        case "records":
+            records = {line.split("; ")[0]: line for line in document.lines if "; north: " in line}
+            name, listed = asked[1], []
+            while name != "nothing":
+                listed.append(records[f"name: {name}"])
+                neighbour = re.search(rf"{asked[2]}: (\w+)", listed[-1])
+                assert neighbour
+                name = neighbour[1]
+            return "".join(listed)
+        case "sum":
+            left, right = values["amount", asked[1]], values["amount", asked[2]]
+            return f"{left} + {right} = {int(left) + int(right)}"
+        case _:
+            place = values["place", asked[1]]
+            return f"{place}: {values['badge', f'{asked[2]} in {place}']}"
+
+
 @EACH_TASK
 def test_chains_and_several_values_occur(task: str) -> None:
     document = make_document(task, "test", 0, limits(2048, asked=None))
     copies = sum("is that of" in line for line in document.lines)
-    assert (copies >= 8) == (task == "variable_tracking")
+    assert (copies >= 8) == (task in ("variable_tracking", "chain"))
     assert any("," in q.answer for q in document.questions) == (task == "multi_value")
 
 
@@ -118,6 +181,23 @@ def test_restated_facts_are_lines_of_the_document(task: str) -> None:
         count_words(q.text) + count_words(q.answer) for q in document.questions
     )
     assert used <= 2048
+
+
+@pytest.mark.parametrize("task", LINE_TASKS)
+def test_long_answers_are_long_and_fit_their_canvas(task: str) -> None:
+    least = {"ledger": 6, "sorted_list": 6, "records": 12}[task]
+    for seed in range(20):
+        document = make_document(task, "test", seed, limits(1024, canvas=canvas_of(task)))
+        (question,) = document.questions
+        assert len(re.findall(r"[\n;] ?(?=[A-Z]|name)", question.answer)) + 1 >= least
+        assert count_words(question.answer) < canvas_of(task)
+
+
+def test_share_of_right_lines() -> None:
+    assert right_lines("May 1 001\nJune 2 003", "May 1 001\nJune 3 004") == 0.5
+    assert right_lines("May fox; June owl; July oak", "May fox; June owl") == pytest.approx(2 / 3)
+    assert right_lines("", "May fox; June owl") == 0.0
+    assert right_lines(" May fox;  June owl\n", "May fox; June owl") == 1.0
 
 
 def test_facts_can_be_few() -> None:

@@ -18,7 +18,8 @@ from benchmarks.reference.models import ReferenceModel
 from small_model.training.tokenizer import TURN_END
 from tests.quality.variant_reference import VariantSequence, kept_blocks
 
-ASKING = Asking(canvas=32, steps=32)
+STEPS = 32
+ASKING = Asking(canvas=32)
 SPARSE = Setting(0.3, 0.2, 16)
 EARLY = Setting(0.3, None, 16, schedule="from_start")
 EVERY_STEP = Setting(0.3, 0.2, 16, schedule="every_step")
@@ -49,9 +50,9 @@ def reference(checkpoint: Path) -> Any:
 
     @lru_cache
     def run(setting: Setting, prompt: tuple[int, ...]) -> tuple[VariantSequence, list[Step]]:
-        sequence = VariantSequence(model, ASKING.canvas, ASKING.steps, setting)
+        sequence = VariantSequence(model, ASKING.canvas, STEPS, setting)
         request = Request(lambda: sequence, torch.tensor(prompt), ASKING.canvas, 0, False)
-        steps = generate_llada(request, steps=ASKING.steps, block_length=ASKING.canvas)
+        steps = generate_llada(request, steps=STEPS, block_length=ASKING.canvas)
         return sequence, steps
 
     return run

@@ -301,3 +301,51 @@ def test_executors_carry_the_reports() -> None:
     """Workers of other processes pickle their output."""
     output = DenoisingOutput(["a"], {"a": 0}, [[5]], reports={"a": StepReport("sparse", 4, 2)})
     assert pickle.loads(pickle.dumps(output)) == output
+
+
+def test_an_id_may_come_again_before_its_error_was_told(config: object) -> None:
+    loop = SchedulerLoop(config)
+    loop.scheduler.add_request(make_request("again", 24, 16, 16, diffusion_steps=0))
+    loop.scheduler.finish_requests(["again"], RequestStatus.FINISHED_ABORTED)
+    loop.add("again", 24, 16, 16)
+    loop.run()
+    assert loop.reasons == {"again": "length"} and len(loop.tokens["again"]) == 16
+    loop.assert_empty()
+
+
+def with_windows(config: object, number: int, tokens: int) -> SchedulerLoop:
+    """So many requests whose passes are windows of so many tokens from their second step on."""
+    loop = SchedulerLoop(config)
+    for i in range(number):
+        loop.faults[f"window-{i}"] = StepReport(next_tokens=tokens, next_is_window=True)
+        loop.add(f"window-{i}", 24, 16, 16, sparsed_enabled=0)
+    loop.run(2)
+    return loop
+
+
+def test_windows_go_first(config: object) -> None:
+    loop = with_windows(config, 3, 40)
+    loop.add("whole", 500, 20, 20, sparsed_enabled=0)
+    begin = loop.steps
+    loop.run(20)
+    for name in ("window-0", "window-1", "window-2", "whole"):
+        assert [step for step in loop.steps_of[name] if step >= begin] == [
+            *range(begin, begin + 20)
+        ]
+
+
+@pytest.mark.parametrize(("number", "tokens"), [(1, 20), (10, 40), (20, 60)])
+def test_windows_do_not_starve_a_pass_of_the_whole_budget(
+    config: object, number: int, tokens: int
+) -> None:
+    """Even windows that fill the budget by themselves."""
+    loop = with_windows(config, number, tokens)
+    loop.add("whole", CONTEXT - 20, 20, 20, sparsed_enabled=0)
+    begin = loop.steps
+    loop.run(500)
+    assert loop.reasons["whole"] == "length"
+    # A share as large as any other's, at the least.
+    assert loop.steps_of["whole"][-1] - begin <= 20 * (number + 4)
+    for i in range(number):
+        taken = [step for step in loop.steps_of[f"window-{i}"] if step >= begin]
+        assert len(taken) > 0.4 * 500

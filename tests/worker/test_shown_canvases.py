@@ -1,11 +1,11 @@
 """The canvas of a request is shown to those who ask for it, as it is."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from vllm import SamplingParams
+from vllm.v1.core.sched.output import NewRequestData
 
 from vllm_sparsed.config.parameters import parse_server_settings
 from vllm_sparsed.config.settings import EngineSettings, pattern_store_size
@@ -25,6 +25,7 @@ SETTINGS = EngineSettings(
     store=pattern_store_size(SERVER, 64, 256, True),
     crossover=None,
     graph_tokens=0,
+    logit_shift=False,
 )
 
 
@@ -32,11 +33,15 @@ def start(request_id: str, shown: bool = True, **parameters: Any) -> RequestStat
     """A request with a prompt of two tokens and a canvas of four."""
     if shown:
         parameters["diffusion_show_canvas"] = 1
-    data: Any = SimpleNamespace(
+    data = NewRequestData(
         req_id=request_id,
         prompt_token_ids=[1, 2],
-        prefill_token_ids=None,
+        mm_features=[],
         sampling_params=SamplingParams(max_tokens=4, seed=0, extra_args=parameters),
+        pooling_params=None,
+        block_ids=(),
+        num_computed_tokens=0,
+        lora_request=None,
     )
     return RequestState.from_request(data, SETTINGS)
 
@@ -48,28 +53,36 @@ def decide(state: RequestState, *tokens: int) -> None:
 def test_a_canvas_says_what_was_decided_when() -> None:
     state = start("chatcmpl-a-0123abcd", sparsed_skip=0)
     assert ShownCanvases().find([state], "chatcmpl-a") == [
-        ShownCanvas(0, 0, 0, 4, 0, 3, False, [None] * 4, [0] * 4)
+        ShownCanvas(0, 0, 0, 4, None, False, [None] * 4, [0] * 4)
     ]
     decide(state, -1, 5, -1, -1)
     # A step that decides nothing runs no model.
     state.commit(None)
+    (canvas,) = ShownCanvases().find([state], "chatcmpl-a")
+    assert not canvas.is_sparse
     # A position that is decided to be the mask stays one.
     decide(state, 7, MASK, -1)
     (canvas,) = ShownCanvases().find([state], "chatcmpl-a")
-    assert canvas == ShownCanvas(0, 0, 3, 4, 2, 3, False, [7, 5, None, None], [3, 1, 0, 0])
+    assert canvas == ShownCanvas(0, 0, 2, 4, 2, False, [7, 5, None, None], [2, 1, 0, 0])
     assert canvas.is_sparse
     assert canvas.num_decided == 2
 
 
-def test_steps_with_sparse_attention_are_those_of_the_plan() -> None:
-    state = start("a", sparsed_skip=0)
+def test_dense_requests_have_no_sparse_pass() -> None:
+    state = start("a", sparsed_enabled=0)
+    for token in range(4):
+        decide(state, token, *[-1] * (3 - token))
     (canvas,) = ShownCanvases().find([state], "a")
-    assert canvas.sparse_from is not None
-    for step in range(1, 5):
-        assert (step >= canvas.sparse_from) == state.plan.is_sparse_step(step - 1)
-    (dense,) = ShownCanvases().find([start("b", sparsed_enabled=0)], "b")
-    assert dense.sparse_from is None
-    assert not dense.is_sparse
+    assert canvas.passes == 4
+    assert canvas.sparse_from is None
+
+
+def test_infilling_shows_the_whole_answer() -> None:
+    state = start("a", diffusion_infill=1)
+    decide(state, -1, 5, -1, -1)
+    (canvas,) = ShownCanvases().find([state], "a")
+    assert canvas.tokens == [1, 2, None, 5, None, None]
+    assert canvas.decided_in == [0, 0, 0, 1, 0, 0]
 
 
 def test_who_does_not_ask_is_not_shown() -> None:
@@ -111,7 +124,7 @@ def test_the_last_picture_stays_for_a_while() -> None:
     # After a preemption it runs again, from its first step.
     (again,) = canvases.find([start("first")], "first")
     assert not again.finished
-    assert again.step == 0
+    assert again.passes == 0
     for number in range(KEPT):
         canvases.end(start(f"later{number}"))
     assert canvases.find([], "first") == []

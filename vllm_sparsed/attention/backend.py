@@ -9,6 +9,7 @@ from vllm.v1.attention.backend import AttentionBackend, AttentionType
 from vllm_sparsed.attention.implementation import SparsedAttentionImpl
 from vllm_sparsed.attention.metadata import SparsedMetadataBuilder
 from vllm_sparsed.attention.registration import BACKEND_NAME
+from vllm_sparsed.kernels.dimensions import HEAD_DIMS
 
 
 class SparsedAttentionBackend(AttentionBackend):
@@ -30,7 +31,7 @@ class SparsedAttentionBackend(AttentionBackend):
 
     @classmethod
     def get_supported_head_sizes(cls) -> list[int]:
-        return [16, 32, 64, 80, 96, 128, 256]
+        return list(HEAD_DIMS)
 
     @classmethod
     def supports_attn_type(cls, attn_type: str) -> bool:

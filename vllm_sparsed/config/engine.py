@@ -29,7 +29,8 @@ from vllm_sparsed.config.settings import (
 from vllm_sparsed.frontend import RENDERER_MODE
 from vllm_sparsed.frontend.installation import install_middleware
 from vllm_sparsed.kernels.block_selection import MAX_BLOCKS
-from vllm_sparsed.kernels.block_sparse_attention import BLOCK_SIZES, flash_attention_4
+from vllm_sparsed.kernels.block_sparse_attention import flash_attention_4
+from vllm_sparsed.kernels.dimensions import BLOCK_SIZES
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.models.checkpoint_check import check_supported
 from vllm_sparsed.models.quantization_check import check_quantization

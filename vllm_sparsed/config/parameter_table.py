@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from vllm_sparsed.kernels.dimensions import BLOCK_SIZES
 from vllm_sparsed.planning.reuse import MODES
 
 LLADA_ALGORITHMS: Final = ("low_confidence", "random")
@@ -32,7 +33,6 @@ SEVERAL_BLOCKS_PACES: Final = ("threshold", "entropy_threshold")
 BLOCK_FULL: Final = 0.95
 """`block_full` where nobody gives it, as in d3LLM."""
 
-BLOCK_SIZES: Final = (16, 32, 64, 128)  # those of the kernels, which import PyTorch
 
 SHORT_CONTEXT: Final = 2048
 """Tokens of the longest request, prompt and canvas, with SparseD's settings for short contexts. It

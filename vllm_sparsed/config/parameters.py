@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from vllm_sparsed.config.parameter_table import (
     BLOCK_LENGTH,
-    BLOCK_SIZES,
     LLADA_ALGORITHMS,
     LONG_BLOCK_SIZE,
     LONG_SELECT,
@@ -30,6 +29,7 @@ from vllm_sparsed.config.parameter_table import (
     parameter_table,
     shown,
 )
+from vllm_sparsed.kernels.dimensions import BLOCK_SIZES
 from vllm_sparsed.planning.reuse import Mode
 
 __all__ = [

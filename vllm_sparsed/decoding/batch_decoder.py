@@ -15,6 +15,7 @@ from vllm_sparsed.decoding.rng import Stream, gumbel, uniform
 from vllm_sparsed.decoding.shaping import draw, guide, keep_top_k, keep_top_p
 from vllm_sparsed.decoding.treatments import Treatment
 from vllm_sparsed.kernels.confidence_ranking import Groups, decide
+from vllm_sparsed.kernels.logit_cutoff import logit_cutoff
 from vllm_sparsed.kernels.token_confidence import Draw, token_confidence
 from vllm_sparsed.kernels.token_confidence.torch_path import statistic_torch
 
@@ -145,7 +146,7 @@ class BatchDecoder:
                     logits = guide(logits, unconditional, fields.cfg_scale[low:high])
                 if treatment.without_eos:
                     logits = logits.index_fill(1, self._eos, -math.inf)
-                wide = treatment.cuts or (treatment.sampled and not _one_pass(logits))
+                wide = (treatment.cuts or treatment.sampled) and not _through_kernels(logits)
                 for part in logits.split(self._wide_rows if wide else high - low):
                     own = fields.part(low, low + len(part))
                     low += len(part)
@@ -191,10 +192,10 @@ def _propose(
     treatment: Treatment, logits: Tensor, fields: CandidateFields[Tensor], largest_top_k: int
 ) -> tuple[Tensor, Tensor]:
     """Return tokens, int64 [rows], and confidences, float [rows], for logits [rows, vocab]."""
-    if _one_pass(logits) and not treatment.cuts:
-        tokens, statistic = _propose_in_one_pass(treatment, logits, fields)
+    if _through_kernels(logits):
+        tokens, statistic = _propose_by_kernels(treatment, logits, fields)
     else:
-        tokens, statistic = _propose_in_steps(treatment, logits, fields, largest_top_k)
+        tokens, statistic = _propose_by_torch(treatment, logits, fields, largest_top_k)
     if treatment.ranked:
         return tokens, statistic
     if treatment.ranking.order == Order.RANDOM:
@@ -204,7 +205,7 @@ def _propose(
     return tokens, confidence.masked_fill(statistic.isnan(), math.nan)
 
 
-def _propose_in_steps(
+def _propose_by_torch(
     treatment: Treatment, logits: Tensor, fields: CandidateFields[Tensor], largest_top_k: int
 ) -> tuple[Tensor, Tensor]:
     """Tokens and the statistic, one operation after the other."""
@@ -233,10 +234,10 @@ def _propose_in_steps(
     return tokens, statistic_torch(probabilities, tokens, treatment.ranking.statistic)
 
 
-def _propose_in_one_pass(
+def _propose_by_kernels(
     treatment: Treatment, logits: Tensor, fields: CandidateFields[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """As `_propose_in_steps`, without top_p and top_k."""
+    """As `_propose_by_torch`, without a matrix as large as the logits."""
     draw = None
     if treatment.sampled:
         assert fields.temperature is not None
@@ -246,13 +247,21 @@ def _propose_in_one_pass(
             step=fields.step,
             position=fields.position,
             stream=int(Stream.CANDIDATE),
-            scales=treatment.ranking.shaped,
         )
-    return token_confidence(logits, treatment.ranking.statistic, draw)
+    cutoff = None
+    if treatment.cuts:
+        cutoff = logit_cutoff(
+            logits,
+            temperature=fields.temperature if treatment.sampled else None,
+            top_p=fields.top_p if treatment.top_p else None,
+            top_k=fields.top_k if treatment.top_k else None,
+        )
+    ranking = treatment.ranking
+    return token_confidence(logits, ranking.statistic, draw, cutoff=cutoff, shaped=ranking.shaped)
 
 
-def _one_pass(logits: Tensor) -> bool:
-    """Whether the kernel that makes one pass over the logits runs here."""
+def _through_kernels(logits: Tensor) -> bool:
+    """Whether the kernels run here, which make no matrix as large as the logits."""
     return logits.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
 
 

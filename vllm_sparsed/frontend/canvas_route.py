@@ -7,7 +7,6 @@ VLLM_PLUGINS names it, and it answers for those requests alone that set `diffusi
 
 import asyncio
 from argparse import Namespace
-from dataclasses import asdict
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -79,5 +78,5 @@ class CanvasRoute:
         for fields in answers[0]:
             canvas = ShownCanvas(**fields)
             texts = [None if token is None else text(token) for token in canvas.tokens]
-            choices.append({**asdict(canvas), "texts": texts})
+            choices.append({**canvas.to_fields(), "texts": texts})
         return {"id": request_id, "choices": choices}

@@ -38,15 +38,13 @@ MEASURED: Final[Mapping[tuple[tuple[int, int], int], AttentionCosts]] = MappingP
 
 `long_rates` are for models in which every query head has keys of its own, see LONG_SHARED."""
 
-SHARED_KEYS: Final = 7
-"""Query heads per key head from which on LONG_SHARED holds: 1 and 7 were measured, so what lies
-between counts as 1."""
-
-LONG_SHARED: Final[Mapping[tuple[tuple[int, int], int], Mapping[int, float]]] = MappingProxyType(
-    {((9, 0), 128): {16: 111.0, 32: 245.0, 64: 474.0}}
+LONG_SHARED: Final[Mapping[tuple[tuple[int, int], int], Mapping[int, Mapping[int, float]]]] = (
+    MappingProxyType({((9, 0), 128): {7: {16: 111.0, 32: 245.0, 64: 474.0}}})
 )
-"""`long_rates` where query heads share keys, which are then fetched less often: rates fall by 8%
-instead of a quarter."""
+"""`long_rates` where query heads share keys, which are then fetched less often (rates fall by 8%
+instead of a quarter), by query heads per key head. A ratio that was not measured has the rates of
+the next smaller one that was, `MEASURED`'s of 1 at least: 4 (iLLaDA) has those of 1, with which a
+request rather stays dense."""
 
 PORTABLE: Final = AttentionCosts(
     dense=KernelCost(77.1, 0.417, 365.0),
@@ -110,10 +108,9 @@ def attention_costs(
     """
     measured = MEASURED.get((capability, head_dim))
     if measured is not None and dtype in (torch.bfloat16, torch.float16):
-        long = measured.long_rates
-        if heads_per_kv_head >= SHARED_KEYS:
-            long = LONG_SHARED.get((capability, head_dim), long)
-        return replace(measured, long_rates=long, fa4=fa4)
+        by_ratio = {1: measured.long_rates, **LONG_SHARED.get((capability, head_dim), {})}
+        ratio = max(ratio for ratio in by_ratio if ratio <= heads_per_kv_head)
+        return replace(measured, long_rates=by_ratio[ratio], fa4=fa4)
     return AttentionCosts(
         dense=PORTABLE.dense,
         sparse={block: _slower(cost) for block, cost in PORTABLE.sparse.items()},

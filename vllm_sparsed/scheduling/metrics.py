@@ -139,7 +139,7 @@ class _StepCollector(Collector):
             )
             for name, text in _HELP.items()
         }
-        for path in sorted(self._folder.iterdir()):
+        for path in sorted(self._folder.glob("*")):  # none where the engine has ended
             data = path.read_bytes()
             if len(data) < _RECORD.size:
                 continue  # its engine is just writing it

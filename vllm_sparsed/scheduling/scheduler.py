@@ -171,14 +171,14 @@ class DenoisingScheduler(Scheduler):
             if report.next_tokens:
                 progress.next_tokens = progress.next_cost = report.next_tokens
             progress.next_is_window = report.next_is_window
+        errors = dict(self._errors)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        if self._errors:
+        if errors:
             for client_outputs in outputs.values():
                 for output in client_outputs.outputs:
                     if output.finish_reason == FinishReason.ERROR:
                         # The one field of vLLM's that takes a text; the HTTP server hides it.
-                        output.stop_reason = self._errors.get(output.request_id)
-            self._errors.clear()
+                        output.stop_reason = errors.get(output.request_id)
         return outputs
 
     def _preempt_request(
@@ -192,6 +192,9 @@ class DenoisingScheduler(Scheduler):
         self, request: Request, delay_free_blocks: bool = False
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         self._progress.pop(request.request_id, None)
+        # One that is aborted before it was told: its id may come again.
+        self._errors.pop(request.request_id, None)
+        self.grammar_compile_error_reqs.discard(request.request_id)
         self._may_admit = True
         return super()._free_request(request, delay_free_blocks)
 
@@ -301,8 +304,8 @@ class DenoisingScheduler(Scheduler):
             self._carried = 0
         else:
             used = sum(self._progress[r.request_id].next_tokens for r in others)
-            # At the least the engine steps are counted, where windows take all of the budget.
-            self._carried += max(1, left - used)
+            # At the least its share, where windows take all of the budget.
+            self._carried += max(left - used, budget // len(self.running))
         taking_part = {*(r.request_id for r in chosen), *(r.request_id for r in others)}
         return [request for request in self.running if request.request_id in taking_part]
 

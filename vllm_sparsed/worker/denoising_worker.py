@@ -1,6 +1,5 @@
 """What the CPU and the GPU worker share."""
 
-from dataclasses import asdict
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
@@ -96,7 +95,7 @@ class DenoisingWorkerMixin:
         choice of a request that has set `diffusion_show_canvas`."""
         runner = self.model_runner
         found = runner.shown_canvases.find(runner.requests.values(), request_id)
-        return [asdict(canvas) for canvas in found]
+        return [canvas.to_fields() for canvas in found]
 
     def execute_dummy_batch(self) -> None:
         """A step of an idle data-parallel rank: nothing, because the ranks share no collective."""

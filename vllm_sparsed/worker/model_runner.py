@@ -243,11 +243,16 @@ class DenoisingModelRunner(RunnerInterface):
             reports[active[i].request_id].error = error
         for state in states:
             report = reports[state.request_id]
-            if report.error is None:
+            if report.error is not None:
+                continue
+            try:
                 state.commit(decided.get(state.request_id))
-                report.candidates, report.decided = state.last_candidates, state.last_decided
                 report.next_tokens = state.next_tokens(self.settings.max_batch_tokens)
                 report.next_is_window = state.window is not None
+            except Exception as error:
+                # On the host, in what belongs to this request alone.
+                report.error = describe(error)
+            report.candidates, report.decided = state.last_candidates, state.last_decided
         return reports
 
     def _non_finite(self) -> str:

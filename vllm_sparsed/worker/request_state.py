@@ -45,6 +45,7 @@ class RequestState:
         seed: of the request's draws, a signed 64-bit number.
         sent: int32, the canvas tokens that the client had when this run started, a prefix: after a
             preemption these positions become what they were.
+        sent_prompt: int32, with infilling the tokens of the prompt, as filled, that it had then.
         num_sent: tokens handed to the client by now, of the canvas, or with infilling of the whole
             sequence.
         block: index of the current semi-autoregressive block, the first that is not over.
@@ -59,8 +60,9 @@ class RequestState:
             each further open block.
         num_passes, num_decided: forward passes done, and tokens decided in them.
         last_candidates, last_decided: candidates and decided tokens of the last step.
-        decided_in: int32 [prompt + canvas], the step, from 1, that decided each position; 0: none
+        decided_in: int32 [prompt + canvas], the pass, from 1, that decided each position; 0: none
             yet. None where nobody may watch.
+        first_sparse_pass: the first with sparse attention, from 1; None: there was none yet.
         pattern_rows: of the pattern store, per sequence; empty until the patterns are built.
         kept: which rows its passes compute; None: every pass computes all, nothing is kept.
     """
@@ -74,6 +76,7 @@ class RequestState:
     tokens: Tokens
     given: npt.NDArray[np.bool_]
     sent: Tokens
+    sent_prompt: Tokens
     num_sent: int
     decided_in: npt.NDArray[np.int32] | None
     block: int = 0
@@ -84,6 +87,7 @@ class RequestState:
     selections: tuple[Selection, ...] = ()
     num_passes: int = 0
     num_decided: int = 0
+    first_sparse_pass: int | None = None
     last_candidates: int = 0
     last_decided: int = 0
     pattern_rows: list[list[int]] = field(default_factory=list)
@@ -121,6 +125,7 @@ class RequestState:
             tokens=tokens,
             given=tokens != settings.mask_token_id,
             sent=sent,
+            sent_prompt=np.array(outputs[: plan.prompt_len - plan.first_output], dtype=np.int32),
             num_sent=len(outputs),
             _first_steps=np.cumsum([0, *steps]),
             decided_in=np.zeros(plan.seq_len, np.int32) if plan.parameters.show_canvas else None,
@@ -268,7 +273,9 @@ class RequestState:
             self._write(self.judged[decided], tokens[decided])
             self.num_passes += 1
             if self.decided_in is not None:
-                self.decided_in[self.judged[decided]] = self.step + 1
+                self.decided_in[self.judged[decided]] = self.num_passes
+            if attention == Attention.SPARSE and self.first_sparse_pass is None:
+                self.first_sparse_pass = self.num_passes
             self.last_candidates, self.last_decided = self.judged.size, int(decided.sum())
             self.num_decided += self.last_decided
             if self.kept is not None:
@@ -467,10 +474,11 @@ class RequestState:
     def _write(self, positions: Positions, tokens: npt.NDArray[np.int64]) -> None:
         """Decide positions; those that the client has become what they were."""
         self.tokens[positions] = tokens
-        if self.sent.size:
-            places = positions[positions >= self.plan.prompt_len] - self.plan.prompt_len
-            places = places[places < self.sent.size]
-            self.tokens[self.plan.prompt_len + places] = self.sent[places]
+        for start, sent in ((0, self.sent_prompt), (self.plan.prompt_len, self.sent)):
+            if sent.size:
+                places = positions[positions >= start] - start
+                places = places[places < sent.size]
+                self.tokens[start + places] = sent[places]
 
     def _write_sent(self, end: int) -> None:
         """Fill what the client has of the canvas before `end` into what is still masked."""

@@ -54,23 +54,21 @@ def _internal_ids(request_id: str) -> re.Pattern[str]:
 
 def _picture(state: RequestState, place: tuple[int, int], finished: bool) -> ShownCanvas:
     assert state.decided_in is not None
-    canvas = slice(state.plan.prompt_len, None)
+    # With infilling the answer begins with the prompt, whose masks are filled too.
+    canvas = slice(state.plan.first_output, None)
     tokens = [
         None if token == state.mask_token_id else token for token in state.tokens[canvas].tolist()
     ]
     decided_in = state.decided_in[canvas].tolist()
-    pattern_step = state.plan.pattern_step
     return ShownCanvas(
         prompt=place[0],
         index=place[1],
-        step=state.step,
-        steps=state.plan.num_steps,
         passes=state.num_passes,
-        # Steps are counted from 0 in the plan, and the pattern's own step is still dense.
-        sparse_from=pattern_step + 2 if pattern_step >= 0 else None,
+        most_passes=state.plan.num_steps,
+        sparse_from=state.first_sparse_pass,
         finished=finished,
         tokens=tokens,
         decided_in=[
-            0 if token is None else step for token, step in zip(tokens, decided_in, strict=True)
+            0 if token is None else number for token, number in zip(tokens, decided_in, strict=True)
         ],
     )
