@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from examples.local_server import served
 from tests.engine.golden_cases import GOLDEN, GoldenCase
+from tests.engine.reuse_cases import ReuseCase
 from tests.golden.parallel_cases import ParallelCase
 
 MODEL_NAME = "golden"
@@ -39,7 +40,9 @@ class Server:
     def get(self, path: str) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", timeout=30)
 
-    def complete(self, case: GoldenCase | ParallelCase, **changes: Any) -> dict[str, Any]:
+    def complete(
+        self, case: GoldenCase | ParallelCase | ReuseCase, **changes: Any
+    ) -> dict[str, Any]:
         """The only choice of a golden case's completion, with `changes` to its body."""
         response = self.post("/v1/completions", completion_body(case, **changes))
         assert response.status_code == 200, response.text
@@ -63,7 +66,7 @@ class Server:
         return float(sum(values))
 
 
-def completion_body(case: GoldenCase | ParallelCase, **changes: Any) -> dict[str, Any]:
+def completion_body(case: GoldenCase | ParallelCase | ReuseCase, **changes: Any) -> dict[str, Any]:
     """A golden case as the body of /v1/completions; a change to None leaves the field out."""
     body = {
         "model": MODEL_NAME,

@@ -40,7 +40,9 @@ class ReuseCase:
     def is_scheduled(self) -> bool:
         return self.params["alg"] not in PACES
 
+    @property
     def extra_args(self) -> dict[str, Any]:
+        """The case as request parameters."""
         params = self.params
         mode = params.get("cache", "window")
         args: dict[str, Any] = {
@@ -74,7 +76,7 @@ class ReuseCase:
             max_tokens=self.params["gen"],
             ignore_eos=True,
             detokenize=False,
-            extra_args=self.extra_args() | changes,
+            extra_args=self.extra_args | changes,
         )
 
 

@@ -8,10 +8,13 @@ import pytest
 
 from tests.engine.golden_cases import GoldenCase, load_cases
 from tests.engine.http_server import MODEL_NAME, Server, completion_body, make_checkpoint, serve
+from tests.engine.reuse_cases import ReuseCase, load_reuse_cases
 from tests.golden.parallel_cases import ParallelCase, parallel_cases
 
 
-def assert_golden(server: Server, cases: list[GoldenCase] | list[ParallelCase]) -> None:
+def assert_golden(
+    server: Server, cases: list[GoldenCase] | list[ParallelCase] | list[ReuseCase]
+) -> None:
     """All at once."""
     with ThreadPoolExecutor(len(cases)) as pool:
         answers = list(pool.map(lambda case: server.complete(case)["token_ids"], cases))
@@ -34,6 +37,8 @@ def test_tensor_parallel(model: str, options: list[str], tmp_path: Path) -> None
     with serve(checkpoint, log, "--tensor-parallel-size", "2", *options) as server:
         assert_golden(server, load_cases(model))
         assert_golden(server, parallel_cases(model))
+        assert_golden(server, load_reuse_cases(model))
+        assert server.metric("vllm:kv_cache_usage_perc") == 0
     assert log.read_text().count("SparseD: skip") == 1, "by the first rank alone"
     raised = "max_num_batched_tokens raised from 1 to max_model_len=640" in log.read_text()
     assert raised == ("--max-num-batched-tokens" in options)

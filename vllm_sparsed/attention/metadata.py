@@ -150,6 +150,11 @@ class SparsedMetadata:
     windows: tuple[WindowGroup, ...] = ()
 
     @property
+    def num_whole(self) -> int:
+        """Launches for whole sequences."""
+        return len(self.dense_bounds) + len(self.tiles) + len(self.fa4_sequences)
+
+    @property
     def num_dense_tokens(self) -> int:
         return self.dense_bounds[-1][1] if self.dense_bounds else 0
 

@@ -194,13 +194,15 @@ class PassGraphs:
     def _may_be_recorded(self, batch: PackedBatch) -> bool:
         """Whether all that a pass of this batch does is to launch kernels, alike each time.
 
-        Patterns are built in one step alone. An implementation that an experiment has put into a
-        layer may do more in each pass than a graph would repeat.
+        Patterns are built in one step alone, and windows beside whole sequences hardly come again.
+        An implementation that an experiment has put into a layer may do more in each pass than a
+        graph would repeat.
         """
         metadata = _metadata(batch)
         return (
             all(other is metadata for other in batch.attention.values())
             and not getattr(metadata, "builds", ())
+            and (not getattr(metadata, "windows", ()) or metadata.num_whole == 0)
             and all(type(x.impl) is x.attn_backend.get_impl_cls() for x in self._layers)
         )
 
