@@ -166,7 +166,13 @@ def lines() -> Iterator[list[tuple[str, str]]]:
 
 
 def test_what_has_no_effect_is_said(lines: list[tuple[str, str]]) -> None:
-    create(num_gpu_blocks_override=7, block_size=32, enable_prefix_caching=True)
+    no_pages = {"diffusion": {"kv_reuse_pages": False}}
+    create(
+        num_gpu_blocks_override=7,
+        block_size=32,
+        enable_prefix_caching=True,
+        additional_config=no_pages,
+    )
     for option in ("--num-gpu-blocks-override", "--block-size"):
         (level,) = (level for level, text in lines if text.startswith(f"{option} has no effect"))
         assert level == "WARNING"
@@ -174,7 +180,11 @@ def test_what_has_no_effect_is_said(lines: list[tuple[str, str]]) -> None:
     assert line[0] == "INFO"
     assert "prefix caching, chunked prefill" in line[1]
     lines.clear()
-    create(enable_prefix_caching=False, enable_chunked_prefill=False)
+    create(num_gpu_blocks_override=7, block_size=32)
+    without = [text for _, text in lines if "no effect" in text]
+    assert len(without) == 1 and "--block-size has no effect" in without[0]
+    lines.clear()
+    create(enable_prefix_caching=False, enable_chunked_prefill=False, block_size=128)
     assert not any("Switched off" in text or "no effect" in text for _, text in lines)
 
 

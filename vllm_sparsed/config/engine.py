@@ -14,6 +14,7 @@ from vllm.config.vllm import OptimizationLevel
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
+from vllm_sparsed.attention.pages import PAGE_SIZE
 from vllm_sparsed.config.generation_defaults import set_generation_defaults
 from vllm_sparsed.config.kv_pages import decide_pages
 from vllm_sparsed.config.parameters import ServerSettings
@@ -66,7 +67,6 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
         check_quantization(vllm_config.model_config)
         set_special_tokens(vllm_config.model_config)
         _refuse_unsupported(vllm_config)
-        _report_without_effect(vllm_config)
         model_config = vllm_config.model_config
         scheduler_config = vllm_config.scheduler_config
         server = server_settings(vllm_config)
@@ -82,9 +82,10 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
         )
         scheduler_config.scheduler_cls = SCHEDULER
         scheduler_config.async_scheduling = False
+        keeps_pages = decide_pages(vllm_config, server)
+        _report_without_effect(vllm_config, keeps_pages)
         scheduler_config.enable_chunked_prefill = False
         vllm_config.cache_config.enable_prefix_caching = False
-        keeps_pages = decide_pages(vllm_config, server)
         server = replace(server, kv_reuse_pages=keeps_pages)
         if not keeps_pages or vllm_config.cache_config.kv_cache_memory_bytes is None:
             # This also keeps vLLM from reserving most of the host's memory on CPUs.
@@ -205,18 +206,23 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
             )
 
 
-def _report_without_effect(vllm_config: "VllmConfig") -> None:
+def _report_without_effect(vllm_config: "VllmConfig", keeps_pages: bool) -> None:
     """Say what is switched off: by default vLLM asks for it, so it cannot be refused."""
     cache_config = vllm_config.cache_config
+    reason = "there is no key/value cache"
+    if keeps_pages:
+        reason = f"pages of keys and values have {PAGE_SIZE} tokens"
     for option, asked in {
-        "--num-gpu-blocks-override": cache_config.num_gpu_blocks_override is not None,
-        "--block-size": cache_config.user_specified_block_size,
+        "--num-gpu-blocks-override": (
+            cache_config.num_gpu_blocks_override is not None and not keeps_pages
+        ),
+        "--block-size": (
+            cache_config.user_specified_block_size
+            and not (keeps_pages and cache_config.block_size == PAGE_SIZE)
+        ),
     }.items():
         if asked:
-            logger.warning(
-                "%s has no effect on diffusion language models: there is no key/value cache.",
-                option,
-            )
+            logger.warning("%s has no effect on diffusion language models: %s.", option, reason)
     switched_off = {
         "prefix caching": cache_config.enable_prefix_caching,
         "chunked prefill": vllm_config.scheduler_config.enable_chunked_prefill,
