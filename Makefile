@@ -51,8 +51,8 @@ test-kernels test-units test-engines: export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest
 IN_PARALLEL := -n auto --maxprocesses 8
 # No servers, and no clock that a busy machine could upset.
-UNITS := tests/config tests/decoding tests/models tests/packaging tests/planning tests/quality tests/reference \
-	tests/worker $(wildcard tests/test_*.py)
+UNITS := tests/attention tests/config tests/decoding tests/models tests/packaging tests/planning tests/quality \
+	tests/reference tests/scheduling tests/worker $(wildcard tests/test_*.py)
 
 # Triton kernels run in its interpreter, which must be chosen before Triton is imported; it uses one
 # core, so there are as many processes as cores.

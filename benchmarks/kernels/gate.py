@@ -47,6 +47,7 @@ def main() -> None:
         for tokens in TOKENS[:1] if small else TOKENS:
             gate_up = torch.randn(tokens, 2 * width, device=device, dtype=torch.bfloat16)
             check(gate_up[:64], silu_and_mul(gate_up[:64]))
+            check(gate_up[:64], theirs(gate_up[:64]))
             ours = time_calls(partial(silu_and_mul, gate_up), device, BUDGET_MS).p50
             vllm = time_calls(partial(theirs, gate_up), device, BUDGET_MS).p50
             rate = 3 * tokens * width * 2 / (ours * 1e-3) / 1e12

@@ -64,6 +64,7 @@ GOOD = {
 FLAGS = (
     "diffusion_logits_eos_inf",
     "diffusion_confidence_eos_eot_inf",
+    "diffusion_infill",
     "diffusion_show_canvas",
     "sparsed_enabled",
     "sparsed_dense_if_faster",
@@ -230,6 +231,7 @@ def test_defaults() -> None:
             cfg_scale=0.0,
             top_p=None,
             top_k=None,
+            infill=False,
             logits_eos_inf=False,
             confidence_eos_eot_inf=False,
             kv_reuse="none",

@@ -83,13 +83,18 @@ def completion_body(case: GoldenCase | ParallelCase | ReuseCase, **changes: Any)
 
 def make_checkpoint(folder: Path, model: str = "llada-mha") -> Path:
     """A copy of a golden checkpoint with a word-level tokenizer: token i is the word `w<i>`."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     path = folder / model
     path.mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
         shutil.copy(GOLDEN / model / name, path / name)
+    return add_tokenizer(path)
+
+
+def add_tokenizer(path: Path, with_template: bool = True) -> Path:
+    """Put that tokenizer into a checkpoint of 384 tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     words = {f"w{i}": i for i in range(384)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w1"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -100,10 +105,11 @@ def make_checkpoint(folder: Path, model: str = "llada-mha") -> Path:
         pad_token="w2",
         mask_token="w383",
     )
-    fast.chat_template = (
-        "{% for m in messages %}w10 {{ m['content'] }} w11 {% endfor %}"
-        "{% if add_generation_prompt %}w12 {% endif %}"
-    )
+    if with_template:
+        fast.chat_template = (
+            "{% for m in messages %}w10 {{ m['content'] }} w11 {% endfor %}"
+            "{% if add_generation_prompt %}w12 {% endif %}"
+        )
     fast.save_pretrained(path)
     return path
 

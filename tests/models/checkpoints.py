@@ -84,6 +84,9 @@ def random_weights(config: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor
             # Decided routers: rounding must not choose other experts.
             values = values * shape[-1] ** -0.5 * (8 if "mlp.gate." in name else 1)
         weights[name] = values.bfloat16()
+    # A random model would see masks and say masks, above all with a tied head.
+    head = "model.embed_tokens" if config["tie_word_embeddings"] else "lm_head"
+    weights[f"{head}.weight"][MASK] *= 0.1
     return weights
 
 

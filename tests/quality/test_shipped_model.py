@@ -14,7 +14,7 @@ from vllm import LLM
 from benchmarks.quality.answering import Answered, Asking, answer_cases
 from benchmarks.quality.cases import Case, make_cases
 from benchmarks.quality.settings import DENSE, Setting
-from small_model.tasks import LINE_TASKS, TASKS, is_correct, right_lines
+from small_model.tasks import LINE_TASKS, LOOKUP_TASKS, TASKS, is_correct, right_lines
 from small_model.training.curriculum import STAGES
 from small_model.training.tokenizer import train_tokenizer
 from small_model.training.train import Settings
@@ -101,8 +101,8 @@ def test_answers_two_documents_of_each_task(
 
 
 def test_answers_sparsely(engine: LLM, cases: list[Case]) -> None:
-    """Of short answers: all tokens but the first are decided in sparse steps."""
-    short = [case for case in cases if case.canvas == 32]
+    """A document of each look-up, decided in sparse steps for the most part."""
+    short = [case for case in cases if case.task in LOOKUP_TASKS and case.document == 0]
     answers = answer_cases(engine, short, SPARSE, Asking())
     check(short, answers)
     decided = [step for answer in answers for step in answer.decided]

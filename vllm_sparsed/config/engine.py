@@ -14,7 +14,6 @@ from vllm.config.vllm import OptimizationLevel
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
-from vllm_sparsed.attention.pages import PAGE_SIZE
 from vllm_sparsed.config.generation_defaults import set_generation_defaults
 from vllm_sparsed.config.kv_pages import decide_pages
 from vllm_sparsed.config.parameters import ServerSettings
@@ -81,9 +80,9 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
             CPU_WORKER if current_platform.is_cpu() else GPU_WORKER
         )
         scheduler_config.scheduler_cls = SCHEDULER
-        scheduler_config.async_scheduling = False
         keeps_pages = decide_pages(vllm_config, server)
         _report_without_effect(vllm_config, keeps_pages)
+        scheduler_config.async_scheduling = False
         scheduler_config.enable_chunked_prefill = False
         vllm_config.cache_config.enable_prefix_caching = False
         server = replace(server, kv_reuse_pages=keeps_pages)
@@ -207,22 +206,19 @@ def _refuse_unsupported(vllm_config: "VllmConfig") -> None:
 
 
 def _report_without_effect(vllm_config: "VllmConfig", keeps_pages: bool) -> None:
-    """Say what is switched off: by default vLLM asks for it, so it cannot be refused."""
+    """Say what is ignored or switched off; vLLM asks for some of it by default, so it cannot be
+    refused."""
     cache_config = vllm_config.cache_config
-    reason = "there is no key/value cache"
-    if keeps_pages:
-        reason = f"pages of keys and values have {PAGE_SIZE} tokens"
-    for option, asked in {
-        "--num-gpu-blocks-override": (
-            cache_config.num_gpu_blocks_override is not None and not keeps_pages
-        ),
-        "--block-size": (
-            cache_config.user_specified_block_size
-            and not (keeps_pages and cache_config.block_size == PAGE_SIZE)
-        ),
-    }.items():
-        if asked:
-            logger.warning("%s has no effect on diffusion language models: %s.", option, reason)
+    overrides_blocks = cache_config.num_gpu_blocks_override is not None
+    if overrides_blocks and not keeps_pages:
+        logger.warning(
+            "--num-gpu-blocks-override has no effect, as this engine keeps no keys and values."
+        )
+    if cache_config.user_specified_block_size:
+        logger.warning(
+            "--block-size has no effect on diffusion language models; sparsed.block_size is that "
+            "of the patterns."
+        )
     switched_off = {
         "prefix caching": cache_config.enable_prefix_caching,
         "chunked prefill": vllm_config.scheduler_config.enable_chunked_prefill,

@@ -107,8 +107,10 @@ class _RequestCheck(LogitsProcessorV1, LogitsProcessorV2):
             count = getattr(sampling_params, name) or 0
             if count > _MAX_COUNT:
                 _refuse(name, count, f"{name} must be at most {_MAX_COUNT}")
-        if sampling_params.seed is not None and not -(2**63) <= sampling_params.seed < 2**63:
-            _refuse("seed", sampling_params.seed, "seed must fit 64 bits")
+        seed = sampling_params.seed
+        # The engine checks each of n choices again, and their seeds may go past the end of int64.
+        if seed is not None and not -(2**63) <= seed < 2**63 + _MAX_COUNT:
+            _refuse("seed", seed, "seed must fit 64 bits")
         if parameters.infill and sampling_params.stop:
             _refuse(
                 "stop",
