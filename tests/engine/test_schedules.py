@@ -46,6 +46,8 @@ def random_request(rng: random.Random) -> tuple[list[int], SamplingParams]:
         args["diffusion_steps"] = rng.choice([None, None, 5])
         if pace in SEVERAL_BLOCKS_PACES and rng.random() < 0.3:
             args["diffusion_block_add"] = rng.choice([0.1, 0.5])
+    if 383 in prompt:
+        args["diffusion_infill"] = 1
     params = SamplingParams(
         temperature=rng.choice([0.0, 0.0, 0.7]),
         top_p=rng.choice([1.0, 1.0, 0.8]),
@@ -89,6 +91,8 @@ def run_schedule(llm: LLM, seed: int) -> None:
             continue
         completion = finished[name].outputs[0]
         canvas = min(params.max_tokens or 0, MAX_MODEL_LEN - prompt_len)
+        if (params.extra_args or {}).get("diffusion_infill"):
+            canvas += prompt_len
         if completion.finish_reason == "length":
             assert len(completion.token_ids) == canvas
         elif completion.finish_reason == "stop":
@@ -146,6 +150,8 @@ def test_random_draws_do_not_depend_on_the_batch(engine: Callable[[str], LLM]) -
         prompt, params = random_request(rng)
         params.temperature, params.max_tokens = 0.9, 24
         assert params.extra_args is not None
+        for pace in ("entropy_bound", "entropy_threshold", "threshold", "factor"):
+            params.extra_args.pop(f"diffusion_{pace}", None)
         params.extra_args["diffusion_alg_temp"] = 0.3
         requests.append((prompt[:300], params))
     alone = [
@@ -312,3 +318,35 @@ def test_batches_that_come_again_are_found_again(engine: Callable[..., LLM]) -> 
     assert len(built) <= 4 < 40 < steps
     assert_empty(llm)
     assert not packer._batches, "nothing is kept of what is gone"
+
+
+def test_masks_that_a_block_left_over_after_a_preemption(engine: Callable[[str], LLM]) -> None:
+    """With a mask in the prompt all blocks are run again, where what was left over is a mask."""
+    llm = engine("llada-mha")
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=189,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args={
+            "diffusion_steps": 2,
+            "diffusion_block_length": 5,
+            "sparsed_enabled": 0,
+            "diffusion_infill": 1,
+        },
+    )
+    tokens = []
+    for preempted_after in (0, 20, 30):
+        llm.llm_engine.add_request(
+            f"left-{preempted_after}", {"prompt_token_ids": [156, 366, 383]}, params
+        )
+        steps, last = 0, []
+        while llm.llm_engine.has_unfinished_requests():
+            if steps and steps == preempted_after:
+                llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
+            for output in llm.llm_engine.step():
+                last = list(output.outputs[0].token_ids)
+            steps += 1
+        tokens.append(last)
+    assert tokens[0] == tokens[1] == tokens[2]
+    assert_empty(llm)

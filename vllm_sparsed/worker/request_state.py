@@ -136,7 +136,7 @@ class RequestState:
         if not masks_in_prompt and plan.parameters.block_add is None:
             resumed = int(ends.searchsorted(sent.size, side="right"))
             state._resume_block = min(resumed, len(plan.blocks) - 1)
-        state._start_block(state._first_block())
+        state._skip_to(state._first_block())
         state._plan_step()
         return state
 
@@ -283,11 +283,10 @@ class RequestState:
         self.block_step += 1
         self._drop_decided()
         while not self.finished and self._block_is_over():
-            self._write_sent(self.plan.blocks[self.block].end)
             self._start_block(self.block + 1)
         self._settle_attention(attention)
         if self.block < self._resume_block and self._is_settled(attention):
-            self._start_block(self._resume_block)
+            self._skip_to(self._resume_block)
         self._plan_step()
 
     def log_passes(self) -> None:
@@ -378,14 +377,22 @@ class RequestState:
         if sparse:
             self._paced_attention = Attention.BUILDING
 
+    def _skip_to(self, index: int) -> None:
+        """Go on to a block without those before it: what was sent of them is filled in.
+
+        Nothing is filled in of blocks that are run again: a mask that one of them left over was
+        decided later, and the steps in between saw a mask there.
+        """
+        self._write_sent(self.plan.blocks[index].start)
+        self._start_block(index)
+
     def _start_block(self, index: int) -> None:
-        """Go on to a block; what was sent of skipped ones is filled in."""
+        """Go on to a block."""
         plan = self.plan
         self.block, self.block_step = index, 0
         if self.finished:
             self.candidates = self.candidates[:0]
             return
-        self._write_sent(plan.blocks[index].start)
         if index >= self.open_blocks:
             self.open_blocks = index + 1
             masked = self.tokens[: plan.prompt_len + plan.blocks[index].end] == self.mask_token_id
