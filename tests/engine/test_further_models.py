@@ -102,6 +102,11 @@ def test_chat(served: tuple[str, Server, ReferenceModel]) -> None:
     body = {"model": MODEL_NAME, "messages": messages, "max_tokens": 32}
     response = server.post("/v1/chat/completions", body)
     assert response.status_code == 200, response.text
-    template = server.post("/tokenize", {"model": MODEL_NAME, "messages": messages}).json()
-    # w10 w20 w21 w11 w12; the words of LLaDA-MoE's are unknown but for those between spaces.
-    assert template["count"] == (2 if name == "llada-moe" else 5)
+    text = "w10 w20 w21 w11 w12 "
+    if name == "llada-moe":
+        text = "<role>HUMAN</role>w20 w21<|role_end|><role>ASSISTANT</role>"
+    as_chat, as_text = (
+        server.post("/tokenize", {"model": MODEL_NAME, **what}).json()["tokens"]
+        for what in ({"messages": messages}, {"prompt": text})
+    )
+    assert as_chat == as_text
