@@ -39,14 +39,14 @@ def _search(
     while high - low > 1:
         step = (high - low + WAYS - 1) // WAYS
         pivots = tl.minimum(low + step * (way + 1), high)  # [WAYS]
+        limits = pivots.to(tl.int32)
         above = tl.zeros([WAYS, BLOCK], tl.float32)
         for start in range(0, vocab_size, BLOCK):
             x = _load(row_ptr, start + columns, vocab_size, divisor)
             weight = tl.exp(x - largest)
             if COUNT:
                 weight = tl.where(start + columns < vocab_size, 1.0, 0.0)
-            key = _key(x).to(tl.int64)
-            above += tl.where(key[None, :] > pivots[:, None], weight[None, :], 0.0)
+            above += tl.where(_key(x)[None, :] > limits[:, None], weight[None, :], 0.0)
         within = tl.sum(above, 1) <= limit  # rising: the last is within
         high = tl.min(tl.where(within, pivots, high), 0)
         low = tl.max(tl.where((pivots < high) & (within == 0), pivots, low), 0)

@@ -244,7 +244,8 @@ def name_of(value: Any) -> str:
 
 @pytest.mark.parametrize(
     ("num_keys", "num_rows", "block_size", "gqa_ratio", "dtype"),
-    pairwise(KEYS, ROWS, BLOCK_SIZES, GQA_RATIOS, (FLOAT32, FLOAT16)),
+    # More rows take the interpreter minutes, see below.
+    pairwise(KEYS, ROWS[:-1], BLOCK_SIZES, GQA_RATIOS, (FLOAT32, FLOAT16)),
     ids=name_of,
 )
 def test_pairwise(
@@ -254,6 +255,14 @@ def test_pairwise(
         [place(num_rows, num_keys)], gqa_ratio=gqa_ratio, block_size=block_size, head_dim=32,
         dtype=dtype, device=device,
     )  # fmt: skip
+    assert_accurate(problem.run(), problem)
+
+
+@pytest.mark.parametrize("block_size", [32, 128])
+def test_many_rows(block_size: int, device: str) -> None:
+    problem = make_problem(
+        [place(256, 300)], block_size=block_size, head_dim=16, dtype=FLOAT16, device=device
+    )
     assert_accurate(problem.run(), problem)
 
 
