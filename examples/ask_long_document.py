@@ -3,8 +3,8 @@
     python examples/ask_long_document.py
     python examples/ask_long_document.py --model GSAI-ML/LLaDA-8B-Instruct --document-tokens 3000
 
-Without arguments the model is this repository's small one. The answer is shown as it appears, one
-token a pass with dense attention, then as many as the model is sure of, then these with sparse
+Without arguments the model is this repository's small one. The answer is shown as it appears: as
+many tokens a pass as the model is sure of, these with sparse attention, then one a pass with dense
 attention. Each is checked against the one that is known, and what it took is read from the server's
 counters.
 """
@@ -44,10 +44,10 @@ TASK: Final = "ledger"
 """The longest answers that the small model gets right: twelve lines, each building on the last."""
 
 SETTINGS: Final[dict[str, dict[str, Any]]] = {
-    "exact": {"sparsed_enabled": False},
     "fast": {"sparsed_enabled": False, "diffusion_threshold": 0.9},
     # Also where dense attention would be faster.
     "fast, sparse": {"sparsed_dense_if_faster": False, "diffusion_threshold": 0.9},
+    "exact": {"sparsed_enabled": False},
 }
 """Parameters of the requests: one token a pass, and what the model is sure of."""
 
@@ -141,7 +141,7 @@ def main() -> int:
     add("--model", default=str(SMALL_MODEL), help="folder or Hugging Face name")
     add("--task", choices=tuple(TASKS), default=TASK, help="kind of document and question")
     add("--seed", type=int, default=0, help="of the document")
-    add("--document-tokens", type=int, default=1500, help="at least")
+    add("--document-tokens", type=int, default=1000, help="at least")
     add("--canvas", type=int, help="tokens of the answer; default: what the task's may take")
     add("server_options", nargs="*", help="after --: more options for vllm serve")
     options = parser.parse_args()

@@ -163,7 +163,7 @@ class _Watch:
             self.rows[number] += rows * (state.num_passes - self.steps[number])
             self.steps[number] = state.num_passes
             # Where keys and values are kept a pass may compute a part of the rows.
-            start, end = getattr(state, "rows", (0, state.plan.seq_len))
+            start, end = state.rows
             coming = state.plan.num_sequences * (end - start)
             self._coming[number] = coming, state.attention == Attention.SPARSE
             if state.pattern_rows and number not in self._kept:

@@ -200,12 +200,12 @@ def test_all_of_it_with_random_weights(tmp_path: Path, random_model: Path) -> No
 
 def test_the_small_model_answers(tmp_path: Path) -> None:
     """As `make demo` does."""
-    done = run_script(tmp_path, 1500)
+    done = run_script(tmp_path, 1000)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("\n  -> right\n") == 3
     rows = re.findall(r"^(exact|fast|fast, sparse) +(\d+) +([\d.]+) ", done.stdout, re.MULTILINE)
     assert [name for name, _, _ in rows] == list(SETTINGS)
-    exact, fast, _ = (int(passes) for _, passes, _ in rows)
+    fast, _, exact = (int(passes) for _, passes, _ in rows)
     assert exact >= 60
     assert fast <= exact / 1.5
     assert re.search(r"^fast, sparse .* [1-9]\d* +[\d.]+%$", done.stdout, re.MULTILINE)

@@ -33,7 +33,7 @@ BELOW_THEIR_GOAL: Final = {"ledger": 0.6, "sorted_list": 0.4, "records": 0.2}
 
 # SparseD's released settings for short contexts.
 SPARSE = Setting(select=0.5, skip=0.2, block_size=32)
-# The fast setting that docs/quality.md recommends.
+# What docs/quality.md says of it: more than one token a pass, few answers lost.
 FAST = replace(DENSE, pace="threshold", pace_value=0.9)
 
 
