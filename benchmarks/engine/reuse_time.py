@@ -38,6 +38,9 @@ from benchmarks.engine.denoising_engine import (
 from benchmarks.measuring.rows import RowFile
 
 FILE: Final = "reuse_time.csv"
+WHOLE_WARM_UP: Final = 8192
+"""Tokens of the longest requests that are run once before they are timed."""
+
 KINDS: Final = ("window", "whole", "mixed")
 COLUMNS: Final = (
     *("model", "dtype", "quantization", "kv_cache_dtype", "length", "canvas", "block_length"),
@@ -74,6 +77,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--select", type=float, default=0.3)
     add("--block-size", type=int, default=128)
     add("--alg", default=None, help="diffusion_alg; default: the model's")
+    add(
+        "--warm-up-steps",
+        type=int,
+        help="engine steps before those that count, which record CUDA graphs; default: a whole run "
+        f"up to {WHOLE_WARM_UP:,} tokens, else 12",
+    )
     add("--none-steps", type=int, default=8, help="steps of `none` to time; 0: none")
     add("--batch-tokens", type=int, help="budget of an engine step; default: --length")
     add("--dtype", default="bfloat16")
@@ -123,6 +132,10 @@ def measure(llm: Any, options: argparse.Namespace, clients: int) -> None:
     import torch
 
     cuda = torch.cuda.is_available()
+    warm_up = options.warm_up_steps
+    if warm_up is None:
+        warm_up = 0 if options.length <= WHOLE_WARM_UP else 12
+    run_clients(llm, options, clients, options.mode, max_steps=warm_up)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     graphs = runner_of(llm).graphs

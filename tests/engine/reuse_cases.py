@@ -1,7 +1,7 @@
 """The golden cases of the reuse modes, as requests, and what an engine does with them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +27,11 @@ NAMES = ("dense", "build", "sparse")
 
 @dataclass(frozen=True)
 class ReuseCase:
-    """One case of golden/parallel or golden/window, and what it is to give."""
+    """One case of golden/parallel or golden/window, and what it is to give.
+
+    Attributes:
+        other: further options of the request.
+    """
 
     model: str
     name: str
@@ -35,6 +39,7 @@ class ReuseCase:
     params: dict[str, Any]
     expected: list[int]
     history: list[dict[str, Any]]
+    other: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_scheduled(self) -> bool:
@@ -71,13 +76,17 @@ class ReuseCase:
         return args
 
     def sampling_params(self, **changes: Any) -> SamplingParams:
-        return SamplingParams(
-            temperature=0.0,
-            max_tokens=self.params["gen"],
-            ignore_eos=True,
-            detokenize=False,
-            extra_args=self.extra_args | changes,
-        )
+        """`changes`, and what is `other`: request parameters, or those of vLLM."""
+        changes = {**self.other, **changes}
+        ours = {name: value for name, value in changes.items() if name.startswith("diffusion_")}
+        usual = {
+            "temperature": 0.0,
+            "max_tokens": self.params["gen"],
+            "ignore_eos": True,
+            "detokenize": False,
+        }
+        vllms = {name: value for name, value in changes.items() if name not in ours}
+        return SamplingParams(**(usual | vllms), extra_args=self.extra_args | ours)
 
 
 def load_reuse_cases(model: str) -> list[ReuseCase]:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -246,3 +247,49 @@ def test_window_passes_that_are_recorded_and_replayed(
     finally:
         runner.graphs = None
         runner.packer.pad_windows(0)
+
+
+def with_options(case: ReuseCase, name: str, mode: str, **options: Any) -> ReuseCase:
+    """A request of the case's prompt in a mode, with other options than any golden case has."""
+    params: dict[str, Any] = {"gen": 48, "block": 16, "alg": "low_confidence", "steps": 24}
+    if mode == "window":
+        params |= {"refresh_tokens": 16, "margin": 4, "warmup": 1}
+    else:
+        params["cache"] = mode
+    return replace(case, name=name, params=params, other=options)
+
+
+@pytest.mark.parametrize("mode", ["prefix", "dual", "window"])
+@pytest.mark.parametrize("model", MODELS)
+def test_other_options_alone_and_in_a_batch(
+    engine: Callable[[str], LLM], model: str, mode: str
+) -> None:
+    """Drawn tokens and order, guidance, several blocks at once and masks inside the prompt take the
+    same passes in any company."""
+    llm = engine(model)
+    runner = runner_of(llm)
+    case = next(case for case in WINDOW if case.model == model and len(case.prompt) == 90)
+    masks = [runner.settings.mask_token_id] * 5
+    masked = replace(case, prompt=[*case.prompt[:5], *masks, *case.prompt[5:20]])
+    drawn = {"temperature": 1.0, "top_p": 0.9, "seed": 3}
+    pace = {"diffusion_alg": "maskgit_plus", "diffusion_steps": None}
+    several = {**pace, "diffusion_threshold": 0.05, "diffusion_block_add": 0.1}
+    cases = [
+        with_options(case, "drawn", mode, **drawn, diffusion_alg="origin"),
+        with_options(case, "random", mode, seed=4, diffusion_alg="random"),
+        with_options(case, "guided", mode, diffusion_cfg_scale=1.5),
+        with_options(case, "several", mode, **several),
+        with_options(masked, "masked", mode, diffusion_infill=True),
+    ]
+    alone = {case.name: run_recorded(llm, [case])[case.name] for case in cases}
+    together = run_recorded(llm, cases)
+    for name, run in alone.items():
+        assert len(run.tokens) >= 48, name
+        assert any(entry["rows"] != "full" for entry in run.history), name
+        assert together[name] == run, name
+    inside = set(range(5, 10))
+    for entry in alone["masked"].history:
+        if inside:
+            assert entry["rows"] == "full"
+        inside -= {position + 25 for position, _ in entry["decided"]}
+    assert not inside

@@ -118,3 +118,14 @@ def test_windows_of_all_requests_are_one_pass(config: Any) -> None:
     loop.run(6)
     for i in range(5):
         assert [s for s in loop.steps_of[f"{i}"] if s >= start] == list(range(start, start + 6))
+
+
+def test_vllms_watermark_keeps_no_request_waiting_for_ever() -> None:
+    """It is room for requests that grow; here all pages of one are taken at once."""
+    loop = SchedulerLoop(make_config(watermark=0.5), 5)
+    loop.add("all", 600, 40, 4, **WINDOW)
+    loop.add("again", 600, 40, 4, **WINDOW)
+    loop.run(200)
+    assert loop.reasons == {"all": "length", "again": "length"}
+    assert (0, 640) in loop.rows_of["again"] and len(set(loop.rows_of["again"])) > 1
+    loop.assert_empty()

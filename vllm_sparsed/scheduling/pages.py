@@ -41,7 +41,11 @@ class RequestPages:
         if needed > self._manager.block_pool.get_num_free_blocks():
             return False
         for sequence in range(plan.num_sequences):
-            if self._manager.allocate_slots(_holder(request, sequence), plan.seq_len) is None:
+            # vLLM's watermark keeps room for requests to grow, which none does here.
+            taken = self._manager.allocate_slots(
+                _holder(request, sequence), plan.seq_len, has_scheduled_reqs=False
+            )
+            if taken is None:
                 self.free(request)
                 return False
         return True

@@ -1,6 +1,6 @@
 """What the CPU and the GPU worker share."""
 
-from typing import Any
+from typing import Any, Final
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -13,6 +13,10 @@ from vllm_sparsed.config.kv_pages import sequence_bytes, wanted_bytes
 from vllm_sparsed.worker.memory_errors import ADVICE, StartupError
 from vllm_sparsed.worker.model_runner import DenoisingModelRunner
 from vllm_sparsed.worker.startup import compile_kernels, compile_window_kernels, measure_memory
+
+HOST_BYTES: Final = 2**30
+"""Most memory for pages on a CPU, unless VLLM_CPU_KVCACHE_SPACE or --kv-cache-memory-bytes say more
+or two sequences need it."""
 
 
 class DenoisingWorkerMixin:
@@ -45,7 +49,8 @@ class DenoisingWorkerMixin:
             return cache_config.kv_cache_memory_bytes
         free = min(wanted_bytes(self.vllm_config), self.free_bytes(peak))
         needed = sequence_bytes(self.vllm_config)
-        if free <= needed and cache_config.num_gpu_blocks_override is None:
+        fits_itself = self.vllm_config.model_config.original_max_model_len == -1
+        if free <= needed and cache_config.num_gpu_blocks_override is None and not fits_itself:
             raise StartupError(
                 f"Keys and values of one sequence of {self.vllm_config.model_config.max_model_len} "
                 f"tokens need {format_gib(needed)} GiB, but {format_gib(max(free, 0))} GiB are "
@@ -58,9 +63,9 @@ class DenoisingWorkerMixin:
 
     def free_bytes(self, peak: int) -> int:
         """Memory for pages beside a full batch whose peak is known."""
-        # The host's memory is others' too.
-        quarter = psutil.virtual_memory().available // 4
-        return max(quarter, 2 * sequence_bytes(self.vllm_config))
+        # The host's memory is others' too, and all of it is written at start.
+        most = min(HOST_BYTES, psutil.virtual_memory().available // 4)
+        return max(most, 2 * sequence_bytes(self.vllm_config))
 
     def memory_limit(self) -> int | None:
         """Bytes that this worker may take on its device, None where vLLM sets no limit."""
