@@ -54,10 +54,16 @@ def make_state(
     extra_args: dict[str, Any],
     *,
     sent: Sequence[int] = (),
+    last_resume: int | None = None,
     name: str = "request",
     **sampling: Any,
 ) -> RequestState:
-    """A request's state; `sent`: canvas tokens that its client has from before a preemption."""
+    """A request's state.
+
+    Args:
+        sent: canvas tokens that its client has from before a preemption.
+        last_resume: the last block that may be the first to be run again.
+    """
     params = SamplingParams(
         max_tokens=canvas, extra_args=extra_args, **({"temperature": 0.0, "seed": 0} | sampling)
     )
@@ -72,7 +78,7 @@ def make_state(
         num_computed_tokens=0,
         lora_request=None,
     )
-    return RequestState.from_request(data, settings)
+    return RequestState.from_request(data, settings, last_resume)
 
 
 class PlainEngine:

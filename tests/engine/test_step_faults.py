@@ -135,10 +135,10 @@ def test_a_request_that_cannot_be_started(
 ) -> None:
     from_request = RequestState.from_request
 
-    def start(data: Any, settings: Any) -> RequestState:
+    def start(data: Any, *others: Any) -> RequestState:
         if data.req_id.startswith("faulty"):
             raise OverflowError("Python int too large to convert to C long")
-        return from_request(data, settings)
+        return from_request(data, *others)
 
     monkeypatch.setattr(RequestState, "from_request", start)
     assert "OverflowError" in run_beside(llm, CASES[0]).stop_reason

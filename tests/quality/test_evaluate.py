@@ -282,7 +282,12 @@ def test_parts_through_vllm_are_one_run(llm: LLM, tmp_path: Path) -> None:
         write_rows(answers_path(tmp_path, part, 2), mine)
     write_rows(tmp_path / "whole.csv", whole)
     merged = merged_records(tmp_path)
-    assert sorted(map(repr, merged)) == sorted(map(repr, read_records(tmp_path / "whole.csv")))
+    # All but the time that they took.
+    again = read_records(tmp_path / "whole.csv")
+    timeless = [
+        sorted(repr(replace(r, seconds=0.0)) for r in records) for records in (merged, again)
+    ]
+    assert timeless[0] == timeless[1]
     # A pass of these decides one token of a canvas of 32 and computes prompt and canvas.
     length = {(case.length, case.document): len(case.prompt) + 32 for case in cases}
     assert all(r.rows == r.steps * length[r.length, r.document] for r in merged)

@@ -100,7 +100,7 @@ def patterns_by_step(llm: LLM, case: Case, setting: Setting) -> dict[int, torch.
     from vllm import SamplingParams
 
     llm.collective_rpc(install, args=(setting,))
-    extra = {**ASKING.extra_args(), **setting.extra_args()}
+    extra = ASKING.extra_args(case, setting)
     params = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True, extra_args=extra)
     llm.llm_engine.add_request("watched", {"prompt_token_ids": case.prompt}, params)
     (runner,) = llm.collective_rpc(lambda worker: worker.model_runner)

@@ -69,6 +69,8 @@ class DenoisingModelRunner(RunnerInterface):
         self.graphs: PassGraphs | None = None
         self._tokens = TokenBuffer(self.settings.max_batch_tokens, device)
         self._step_candidates = StepCandidates()
+        # Of preempted requests: where they may start again, see `RequestState.from_request`.
+        self._last_resumes: dict[str, int] = {}
         # Why requests that have been sent here could not be started.
         self._unstarted: dict[str, str] = {}
         self._warned_of_non_finite = False
@@ -207,12 +209,18 @@ class DenoisingModelRunner(RunnerInterface):
         for state in gone:
             if state.request_id in scheduler_output.finished_req_ids:
                 state.log_passes()
+            else:
+                self._last_resumes[state.request_id] = state.whole_block
             self.shown_canvases.end(state)
             self._release_patterns(state)
         self._unstarted.clear()
+        for name in scheduler_output.finished_req_ids:
+            self._last_resumes.pop(name, None)
         for data in scheduler_output.scheduled_new_reqs:
             try:
-                self.requests[data.req_id] = RequestState.from_request(data, self.settings)
+                self.requests[data.req_id] = RequestState.from_request(
+                    data, self.settings, self._last_resumes.get(data.req_id)
+                )
             except Exception as error:
                 # The scheduler has planned it; what else is wrong with it is its own matter.
                 self._unstarted[data.req_id] = describe(error)

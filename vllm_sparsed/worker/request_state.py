@@ -51,6 +51,8 @@ class RequestState:
         block: index of the current semi-autoregressive block, the first that is not over.
         block_step: steps done within it, while it was the current one.
         block_masks: masked positions it started with.
+        whole_block: the last block that began with all before it decided. A run that starts again
+            there sees what this one saw; later blocks saw masks that the client has as tokens now.
         open_blocks: number of blocks whose masks may be decided, from the first on; one more than
             `block` but for requests that decide in several at once.
         candidates: positions that may be decided in this step, ascending: all masks up to the end
@@ -82,6 +84,7 @@ class RequestState:
     block: int = 0
     block_step: int = 0
     block_masks: int = 0
+    whole_block: int = 0
     open_blocks: int = 0
     candidates: Positions = field(default_factory=lambda: np.empty(0, dtype=np.intp))
     selections: tuple[Selection, ...] = ()
@@ -98,12 +101,20 @@ class RequestState:
     _first_steps: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
 
     @classmethod
-    def from_request(cls, data: NewRequestData, settings: EngineSettings) -> "RequestState":
+    def from_request(
+        cls, data: NewRequestData, settings: EngineSettings, last_resume: int | None = None
+    ) -> "RequestState":
         """Start a request, or start it again after a preemption.
 
         What the client has by then is decided. The blocks that this fills are not run again, but
         for what the rest depends on: the patterns, masks inside the prompt, and with several open
         blocks what was decided in the others. Steps that are run again take the same decisions.
+
+        Args:
+            data: from the scheduler; its prefill tokens are the prompt and what the client has.
+            settings: of the engine.
+            last_resume: the last block that may be the first one to be run again, `whole_block` of
+                the run that was preempted; None: any.
         """
         assert data.prompt_token_ids is not None and data.sampling_params is not None
         params = data.sampling_params
@@ -135,7 +146,8 @@ class RequestState:
         masks_in_prompt = not state.given[: plan.prompt_len].all()
         if not masks_in_prompt and plan.parameters.block_add is None:
             resumed = int(ends.searchsorted(sent.size, side="right"))
-            state._resume_block = min(resumed, len(plan.blocks) - 1)
+            last = len(plan.blocks) - 1 if last_resume is None else last_resume
+            state._resume_block = min(resumed, last)
         state._skip_to(state._first_block())
         state._plan_step()
         return state
@@ -397,6 +409,8 @@ class RequestState:
             self.open_blocks = index + 1
             masked = self.tokens[: plan.prompt_len + plan.blocks[index].end] == self.mask_token_id
             self.candidates = masked.nonzero()[0]
+        if self._bound(index) == 0:
+            self.whole_block = index
         self.block_masks = self._masks(index)
 
     def _block_is_over(self) -> bool:
