@@ -1,15 +1,16 @@
 """vLLM's options of the store of keys and values, and what a server says of it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from vllm import LLM
 from vllm.engine.arg_utils import EngineArgs
 
 from tests.engine.golden_cases import GOLDEN, load_cases
-from tests.engine.golden_engine import start_golden
 from tests.engine.inspection import runner_of
 from tests.engine.reuse_cases import load_reuse_cases
 from vllm_sparsed.attention.pages import NO_SLOT, PAGE_SIZE, page_slots, split_pages, store_rows
@@ -17,35 +18,32 @@ from vllm_sparsed.config.kv_pages import _other_bytes, sequence_bytes
 from vllm_sparsed.config.settings import KV_PAGES_KEY, keeps_pages
 
 
-def test_fp8_pages_of_a_given_number() -> None:
+def test_fp8_pages_of_a_given_number(engine: Callable[..., LLM]) -> None:
     """Half the memory; refreshes read nothing of it, so a refresh for every token is exact."""
-    llm = start_golden("llada-mha", kv_cache_dtype="fp8", num_gpu_blocks_override=12)
-    try:
-        pages = runner_of(llm).kv_caches
-        heads, head_size = 16, 16
-        assert {(x.dtype, tuple(x.shape)) for x in pages} == {
-            (torch.uint8, (12, heads, PAGE_SIZE, 2 * head_size))
-        }
-        assert not pages[0].any()
-        scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-        usage = []
-        for case in load_cases("llada-mha")[:2]:
-            params = case.sampling_params()
-            params.extra_args |= {"diffusion_kv_reuse": "window", "diffusion_refresh_tokens": 1}
-            llm.llm_engine.add_request("one", {"prompt_token_ids": case.prompt}, params)
-            while llm.llm_engine.has_unfinished_requests():
-                (tokens,) = [x.outputs[0].token_ids for x in llm.llm_engine.step()] or [()]
-                usage.append(scheduler.kv_cache_manager.usage)
-            assert list(tokens) == case.expected
-        assert max(usage) > 0 and usage[-1] == 0
-        assert pages[0].any(), "refreshes have stored"
-        case = load_reuse_cases("llada-mha")[-1]
-        outputs = llm.generate(
-            [{"prompt_token_ids": case.prompt}], case.sampling_params(), use_tqdm=False
-        )
-        assert len(outputs[0].outputs[0].token_ids) == case.params["gen"]
-    finally:
-        llm.llm_engine.engine_core.shutdown()
+    llm = engine("llada-mha", kv_cache_dtype="fp8", num_gpu_blocks_override=12)
+    pages = runner_of(llm).kv_caches
+    heads, head_size = 16, 16
+    assert {(x.dtype, tuple(x.shape)) for x in pages} == {
+        (torch.uint8, (12, heads, PAGE_SIZE, 2 * head_size))
+    }
+    assert not pages[0].any()
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    usage = []
+    for case in load_cases("llada-mha")[:2]:
+        params = case.sampling_params()
+        params.extra_args |= {"diffusion_kv_reuse": "window", "diffusion_refresh_tokens": 1}
+        llm.llm_engine.add_request("one", {"prompt_token_ids": case.prompt}, params)
+        while llm.llm_engine.has_unfinished_requests():
+            (tokens,) = [x.outputs[0].token_ids for x in llm.llm_engine.step()] or [()]
+            usage.append(scheduler.kv_cache_manager.usage)
+        assert list(tokens) == case.expected
+    assert max(usage) > 0 and usage[-1] == 0
+    assert pages[0].any(), "refreshes have stored"
+    case = load_reuse_cases("llada-mha")[-1]
+    outputs = llm.generate(
+        [{"prompt_token_ids": case.prompt}], case.sampling_params(), use_tqdm=False
+    )
+    assert len(outputs[0].outputs[0].token_ids) == case.params["gen"]
 
 
 def configure(**options: Any) -> Any:

@@ -39,6 +39,12 @@ class ReusePolicy:
     margin: int
     logit_shift: int
 
+    @property
+    def takes_first_alone(self) -> bool:
+        """Whether a refresh that begins a block decides its first position alone, whatever its
+        confidence: Fast-dLLM's Dream, whose windows lack the row that decides it."""
+        return self.mode != "window" and self.logit_shift == 1
+
     def expected_refreshes(self, num_tokens: int, block_length: int) -> int:
         """Refreshes that deciding so many tokens takes at most, tokens alone counted."""
         span = self.refresh_tokens if self.mode == "window" else block_length
@@ -99,11 +105,9 @@ class ReuseProgress:
         return None if due else (start, min(seq_len, block.end + policy.margin))
 
     def first_alone(self, policy: ReusePolicy, block: OpenBlock) -> bool:
-        """Whether the coming pass decides the block's first position alone, whatever its
-        confidence: Fast-dLLM's Dream, in the refresh that begins a block."""
+        """Whether the coming pass decides the block's first position alone."""
         return (
-            policy.mode != "window"
-            and policy.logit_shift == 1
+            policy.takes_first_alone
             and (block.start, block.end) != self.block
             and block.first_candidate == block.start
         )

@@ -446,8 +446,15 @@ class RequestState:
         end = self.plan.prompt_len + self.plan.blocks[self.open_blocks - 1].end
         first = int(self.candidates[0]) if self.candidates.size else start
         self.kept.plan(OpenBlock(start, end, first))
-        if self.kept.first_alone and self.candidates.size:
-            self.selections = (Selection(1, 1),)
+        if self.block_step < self.plan.blocks[self.block].steps - 1:
+            if self.kept.first_alone and self.candidates.size:
+                self.selections = (Selection(1, 1),)
+        elif self.kept.policy.takes_first_alone and self.plan.parameters.pace is None:
+            # What the first one alone has put off is decided in the block's last step.
+            self.kept.first_alone = False
+            self.selections = (Selection(self.candidates.size, self.candidates.size),)
+        else:
+            self.kept.first_alone = False
 
     def _select(self) -> tuple[Selection, ...]:
         """How the next step decides its candidates; opens blocks where it may."""
