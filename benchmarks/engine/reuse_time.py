@@ -41,6 +41,8 @@ FILE: Final = "reuse_time.csv"
 WHOLE_WARM_UP: Final = 8192
 """Tokens of the longest requests that are run once before they are timed."""
 
+BATCH_TOKENS: Final = 16384
+
 KINDS: Final = ("window", "whole", "mixed")
 COLUMNS: Final = (
     *("model", "dtype", "quantization", "kv_cache_dtype", "length", "canvas", "block_length"),
@@ -84,7 +86,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         f"up to {WHOLE_WARM_UP:,} tokens, else 12",
     )
     add("--none-steps", type=int, default=8, help="steps of `none` to time; 0: none")
-    add("--batch-tokens", type=int, help="budget of an engine step; default: --length")
+    add(
+        "--batch-tokens",
+        type=int,
+        help="budget of an engine step, which the pattern store is sized for too; default: all "
+        f"requests, up to {BATCH_TOKENS:,} tokens, or one",
+    )
     add("--dtype", default="bfloat16")
     add("--kv-cache-dtype", default="auto")
     add("--quantization", default=None)
@@ -103,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     more: dict[str, Any] = {
         "max_num_seqs": max(options.clients),
-        "max_num_batched_tokens": options.batch_tokens or options.length,
+        "max_num_batched_tokens": options.batch_tokens
+        or max(options.length, min(BATCH_TOKENS, max(options.clients) * options.length)),
         "kv_cache_dtype": options.kv_cache_dtype,
         "gpu_memory_utilization": options.gpu_memory_utilization,
     }

@@ -1,6 +1,7 @@
 """vLLM's options of the store of keys and values, and what a server says of it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tests.engine.golden_engine import start_golden
 from tests.engine.inspection import runner_of
 from tests.engine.reuse_cases import load_reuse_cases
 from vllm_sparsed.attention.pages import NO_SLOT, PAGE_SIZE, page_slots, split_pages, store_rows
-from vllm_sparsed.config.kv_pages import sequence_bytes
+from vllm_sparsed.config.kv_pages import _other_bytes, sequence_bytes
 from vllm_sparsed.config.settings import KV_PAGES_KEY, keeps_pages
 
 
@@ -54,7 +55,8 @@ def configure(**options: Any) -> Any:
         "max_model_len": 640,
         "attention_backend": "sparsed",
     }
-    return EngineArgs(model=str(GOLDEN / "llada-mha"), **(usual | options)).create_engine_config()
+    usual["model"] = str(GOLDEN / "llada-mha")
+    return EngineArgs(**(usual | options)).create_engine_config()
 
 
 @pytest.mark.parametrize(
@@ -101,3 +103,20 @@ def test_rows_are_stored_in_their_slots() -> None:
     assert torch.equal(keys[7, 126:], key[:2]) and torch.equal(keys[2, :2], key[2:4])
     assert torch.equal(values[7, 126:], value[:2]) and torch.equal(values[2, :2], value[2:4])
     assert pages.isnan().sum() == pages.numel() - 4 * 2 * 8, "nothing else is written"
+
+
+def test_pages_beside_weights_and_batch_are_guessed_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """LLaDA-8B with 64k tokens on a card of 80 GB has room; not with four times the batch."""
+    shape = Path(__file__).resolve().parents[2] / "benchmarks" / "shapes" / "llada-8b"
+    for budget, least, most in ((65536, 20, 28), (262144, 40, 55)):
+        config = configure(
+            model=str(shape),
+            dtype="bfloat16",
+            max_model_len=65536,
+            max_num_batched_tokens=budget,
+            hf_overrides={"max_sequence_length": 65536},
+        )
+        assert sequence_bytes(config) == 32 * 2**30
+        assert least < _other_bytes(config) / 2**30 < most

@@ -120,6 +120,20 @@ def test_windows_of_all_requests_are_one_pass(config: Any) -> None:
         assert [s for s in loop.steps_of[f"{i}"] if s >= start] == list(range(start, start + 6))
 
 
+def test_windows_are_one_pass_whatever_their_requests_have_had(config: Any) -> None:
+    """A refresh of one's own leaves no request behind the others in its windows."""
+    loop = SchedulerLoop(config, 40)
+    options = {**WINDOW, "diffusion_refresh_tokens": 1000}
+    loop.add("first", CONTEXT - 64, 64, 64, **options)
+    loop.run(4)
+    loop.add("second", CONTEXT - 64, 64, 64, **options)
+    loop.run(6)
+    start = loop.steps
+    loop.run(20)
+    for name in ("first", "second"):
+        assert [s for s in loop.steps_of[name] if s >= start] == list(range(start, start + 20))
+
+
 def test_vllms_watermark_keeps_no_request_waiting_for_ever() -> None:
     """It is room for requests that grow; here all pages of one are taken at once."""
     loop = SchedulerLoop(make_config(watermark=0.5), 5)

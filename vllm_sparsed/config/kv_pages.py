@@ -23,6 +23,9 @@ LARGEST_SHARE: Final = 0.5
 """Of the memory that the engine may take, what the longest sequence's keys and values may need for
 pages to be allocated unasked: more would keep many a server from starting that starts without."""
 
+LARGEST_PART: Final = 0.9
+"""Of that memory, what they may need together with weights and a full batch, as guessed."""
+
 
 def decide_pages(vllm_config: "VllmConfig", server: ServerSettings) -> bool:
     """Whether to allocate pages, said in one line of the log.
@@ -42,7 +45,11 @@ def decide_pages(vllm_config: "VllmConfig", server: ServerSettings) -> bool:
         return False
     sequence = sequence_bytes(vllm_config)
     memory = _memory_bytes(vllm_config)
-    keeps = sequence < LARGEST_SHARE * memory if asked is None else asked
+    if asked is None:
+        asked = sequence < LARGEST_SHARE * memory
+        if current_platform.is_cuda():
+            asked = asked and sequence + _other_bytes(vllm_config) < LARGEST_PART * memory
+    keeps = asked
     logger.info(
         "Keys and values are %s between passes: those of the longest sequence (%d tokens) take %s "
         "of %s GiB; change it with diffusion.kv_reuse_pages=%s",
@@ -83,6 +90,23 @@ def wanted_bytes(vllm_config: "VllmConfig") -> int:
     the greatest length; vLLM holds one more page back."""
     sequences = 2 * vllm_config.scheduler_config.max_num_seqs
     return sequence_bytes(vllm_config) * (sequences + 1)
+
+
+def _other_bytes(vllm_config: "VllmConfig") -> int:
+    """About what weights and a full batch take on each rank: the start is to succeed more often
+    with a guess than without; what they really take is measured there."""
+    model_config = vllm_config.model_config
+    config = model_config.hf_config
+    hidden = config.hidden_size
+    inner = config.intermediate_size  # of one expert, where there are several
+    layer = 4 * hidden * hidden + 3 * hidden * inner * max(1, getattr(config, "num_experts", 1))
+    vocabulary = 2 * model_config.get_vocab_size() * hidden
+    ranks = vllm_config.parallel_config.tensor_parallel_size
+    weights = (config.num_hidden_layers * layer + vocabulary) // ranks
+    scheduler_config = vllm_config.scheduler_config
+    tokens = max(scheduler_config.max_num_batched_tokens or 0, model_config.max_model_len)
+    activations = tokens * (6 * hidden + 3 * inner // ranks)
+    return int((weights + activations) * get_dtype_size(model_config.dtype))
 
 
 def _memory_bytes(vllm_config: "VllmConfig") -> int:

@@ -288,17 +288,17 @@ class DenoisingScheduler(Scheduler):
         if not windows:
             return self._take_turns(self._turns, whole)
         budget = self.settings.max_batch_tokens
-        if not whole:
-            return self._take_turns(self._window_turns, windows)
-        first = whole[self._turns.most_owed(self._turns_of(whole))]
-        if self._carried >= self._progress[first.request_id].next_tokens:
+        left = budget - sum(self._progress[r.request_id].next_tokens for r in windows)
+        first = whole[self._turns.most_owed(self._turns_of(whole))] if whole else None
+        if first is not None and self._carried >= self._progress[first.request_id].next_tokens:
             self._carried = 0
             return self._take_turns(self._turns, whole)
         chosen = windows
-        left = budget - sum(self._progress[r.request_id].next_tokens for r in windows)
         if left < 0:
             chosen = self._take_turns(self._window_turns, windows)
             left = 0
+        if first is None:
+            return chosen
         others = self._take_turns(self._turns, whole, left)
         if first in others:
             self._carried = 0
