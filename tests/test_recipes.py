@@ -84,7 +84,7 @@ def test_pattern_store(row: list[str]) -> None:
 
 
 def test_figures_of_a_full_pass_are_those_measured() -> None:
-    notes = (Path(__file__).resolve().parents[1] / "benchmarks" / "NOTES.md").read_text()
+    notes = (Path(__file__).resolve().parents[1] / "benchmarks/notes/steps.md").read_text()
     for tokens, gib in (("4096", "15.7"), ("32768", "18.3"), ("65536", "21.7")):
         assert re.search(rf"^\| LLaDA-8B \| {tokens} \|.*\| {gib} \|$", notes, re.MULTILINE)
         assert f"{gib} GiB" in PAGE

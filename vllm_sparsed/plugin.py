@@ -32,7 +32,7 @@ class DeferredEngineConfig:
 
     @staticmethod
     def verify_and_update_config(vllm_config: "VllmConfig") -> None:
-        """As `engine_config.DiffusionEngineConfig`."""
+        """As `config.engine.DiffusionEngineConfig`."""
         from vllm_sparsed.config.engine import DiffusionEngineConfig
 
         DiffusionEngineConfig.verify_and_update_config(vllm_config)

@@ -2,7 +2,7 @@
 
 To answer from a document a model must learn that a value belongs to the words a few places before
 it, then that equal words match; until both are there neither pays, and from random weights that
-took from thousands of steps to forever (benchmarks/NOTES.md). In the manner of mimetic
+took from thousands of steps to forever (benchmarks/notes/small-model.md). In the manner of mimetic
 initialisation (Trockman and Kolter, arXiv 2305.09828) both are given roughly; where to look, what
 to copy and what to answer is learnt. Large models also have a place for the attention of a head
 that finds nothing, the first token (Xiao et al., arXiv 2309.17453); so short a training does not

@@ -55,6 +55,7 @@ def make_state(
     *,
     sent: Sequence[int] = (),
     last_resume: int | None = None,
+    pages: Sequence[int] = (),
     name: str = "request",
     **sampling: Any,
 ) -> RequestState:
@@ -63,6 +64,7 @@ def make_state(
     Args:
         sent: canvas tokens that its client has from before a preemption.
         last_resume: the last block that may be the first to be run again.
+        pages: for what it keeps of keys and values.
     """
     params = SamplingParams(
         max_tokens=canvas, extra_args=extra_args, **({"temperature": 0.0, "seed": 0} | sampling)
@@ -74,7 +76,7 @@ def make_state(
         mm_features=[],
         sampling_params=params,
         pooling_params=None,
-        block_ids=(),
+        block_ids=(list(pages),) if pages else (),
         num_computed_tokens=0,
         lora_request=None,
     )

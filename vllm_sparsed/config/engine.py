@@ -101,7 +101,7 @@ class DiffusionEngineConfig(VerifyAndUpdateConfig):
                 )
                 setattr(scheduler_config, name, model_config.max_model_len)
         # Fused kernels in place of torch.compile, and graphs of exact sizes in place of vLLM's; see
-        # benchmarks/NOTES.md.
+        # benchmarks/notes/other-layers.md.
         graph_tokens = _graph_tokens(vllm_config)
         vllm_config.compilation_config.mode = CompilationMode.NONE
         vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.NONE

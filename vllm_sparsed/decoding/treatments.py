@@ -14,7 +14,7 @@ from vllm_sparsed.kernels.token_confidence.configs import Statistic
 # vLLM's own limit: a request below it is greedy.
 _LEAST_TEMPERATURE: Final = 1e-5
 
-_RANKINGS: Final = tuple(
+RANKINGS: Final = tuple(
     dict.fromkeys(
         (
             *(algorithm.ranking for algorithm in ALGORITHMS.values()),
@@ -22,7 +22,7 @@ _RANKINGS: Final = tuple(
         )
     )
 )
-_INDEX: Final = {ranking: index for index, ranking in enumerate(_RANKINGS)}
+_INDEX: Final = {ranking: index for index, ranking in enumerate(RANKINGS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def treatment_codes(candidates: Candidates) -> npt.NDArray[np.int64]:
     sampled = candidates.temperature >= _LEAST_TEMPERATURE
     # Cutting the tail off does not move the argmax.
     cut = sampled | shaped
-    codes: npt.NDArray[Any] = np.where(candidates.cfg_scale > 0, 0, len(_RANKINGS)) + ranking
+    codes: npt.NDArray[Any] = np.where(candidates.cfg_scale > 0, 0, len(RANKINGS)) + ranking
     for flag in (
         sampled,
         cut & (candidates.top_p < 1),
@@ -83,9 +83,9 @@ def segments_of(codes: npt.NDArray[np.int64]) -> tuple[Segment, ...]:
 
 
 def _treatment(code: int) -> Treatment:
-    unguided, ranking = divmod(code >> 4, len(_RANKINGS))
+    unguided, ranking = divmod(code >> 4, len(RANKINGS))
     return Treatment(
-        ranking=_RANKINGS[ranking],
+        ranking=RANKINGS[ranking],
         guided=not unguided,
         sampled=bool(code & 8),
         top_p=bool(code & 4),

@@ -32,7 +32,8 @@ from vllm.platforms import current_platform
 from vllm_sparsed.kernels.fp8_rows import MAX_WIDTH, rms_norm_fp8, silu_and_mul_fp8
 
 PYTORCH_MAX_INPUT: Final = 4096
-"""Input sizes up to which PyTorch's product was faster on compute capability 9.0 (NOTES.md)."""
+"""Input sizes up to which PyTorch's product was faster on compute capability 9.0, see
+benchmarks/notes/other-layers.md."""
 
 
 class Fp8RowsProduct(CutlassFP8ScaledMMLinearKernel):

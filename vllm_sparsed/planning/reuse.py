@@ -40,9 +40,9 @@ class ReusePolicy:
     logit_shift: int
 
     @property
-    def takes_first_alone(self) -> bool:
-        """Whether a refresh that begins a block decides its first position alone, whatever its
-        confidence: Fast-dLLM's Dream, whose windows lack the row that decides it."""
+    def begins_alone(self) -> bool:
+        """Whether the pass that begins a block decides its first position alone, whatever its
+        confidence: Fast-dLLM's Dream, whose further passes lack the row before the block."""
         return self.mode != "window" and self.logit_shift == 1
 
     def expected_refreshes(self, num_tokens: int, block_length: int) -> int:
@@ -89,8 +89,9 @@ class ReuseProgress:
             return None
         if policy.mode != "window":
             enters = (block.start, block.end) != self.block
-            # A candidate before the block, a mask inside the prompt: only a refresh decides it.
-            if enters or block.first_candidate < block.start:
+            # What a row before the block decides only a refresh does: a mask inside the prompt, and
+            # with a shift the block's first position.
+            if enters or block.first_candidate < block.start + policy.logit_shift:
                 return None
             return (block.start, block.end if policy.mode == "dual" else seq_len)
         # The tokens that the last passes of the block before decided were stored while masked.
@@ -105,9 +106,9 @@ class ReuseProgress:
         return None if due else (start, min(seq_len, block.end + policy.margin))
 
     def first_alone(self, policy: ReusePolicy, block: OpenBlock) -> bool:
-        """Whether the coming pass decides the block's first position alone."""
+        """Whether the coming pass decides the block's first position alone, see `begins_alone`."""
         return (
-            policy.takes_first_alone
+            policy.begins_alone
             and (block.start, block.end) != self.block
             and block.first_candidate == block.start
         )

@@ -341,9 +341,9 @@ class DenoisingScheduler(Scheduler):
                 continue
             plan = self._progress[request.request_id].plan
             fits = rows.take_in_order(plan.num_pattern_rows)
-            if self._pages.needed(plan):
-                fits = fits and may_take_pages and self._pages.take(request, plan)
-                may_take_pages = fits
+            # One that waits for rows holds up none that wait for pages.
+            if fits and self._pages.needed(plan):
+                fits = may_take_pages = may_take_pages and self._pages.take(request, plan)
             if fits:
                 admitted.append(request)
             if len(admitted) == places:

@@ -7,26 +7,16 @@ as long as Triton takes.
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 
-from vllm_sparsed.decoding.algorithms import ALGORITHMS, Ranking
+from vllm_sparsed.decoding.algorithms import Ranking
 from vllm_sparsed.decoding.batch_decoder import BatchDecoder
 from vllm_sparsed.decoding.candidates import Candidates
+from vllm_sparsed.decoding.treatments import RANKINGS
 from vllm_sparsed.kernels.confidence_ranking.configs import Rule
-from vllm_sparsed.kernels.token_confidence.configs import Statistic
-
-RANKINGS: Final = tuple(
-    dict.fromkeys(
-        (
-            *(algorithm.ranking for algorithm in ALGORITHMS.values()),
-            # Those of the paces.
-            *(Ranking(statistic, shaped=False) for statistic in Statistic),
-        )
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,8 @@ class DenoisingModelRunner(RunnerInterface):
     """Device-agnostic runner of bidirectional diffusion language models.
 
     One engine step is one denoising step of every scheduled request over its whole sequence.
-    Nothing is kept on the device between steps but the block patterns.
+    Nothing is kept on the device between steps but the block patterns and, where a request asks for
+    it, keys and values.
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
@@ -381,7 +382,9 @@ class DenoisingModelRunner(RunnerInterface):
     def _allocate_patterns(self, state: RequestState) -> None:
         assert self.store is not None
         rows = state.plan.num_pattern_rows // state.plan.num_sequences
-        state.pattern_rows = [self.store.allocate(rows) for _ in range(state.plan.num_sequences)]
+        for _ in range(state.plan.num_sequences):
+            # One by one: what the first has is given back where the second gets none.
+            state.pattern_rows.append(self.store.allocate(rows))
 
     def _release_patterns(self, state: RequestState) -> None:
         if self.store is not None:

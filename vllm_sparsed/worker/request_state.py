@@ -204,7 +204,7 @@ class RequestState:
 
     def unmask_probability(self) -> float:
         """The probability with which `origin` decides each candidate in this step."""
-        if self.finished:
+        if self.finished or (self.kept is not None and self.kept.first_alone):
             return 1.0
         return self.algorithm.unmask_probability(
             self.block_step, self.plan.blocks[self.block].steps, self.plan.parameters.eps
@@ -446,15 +446,15 @@ class RequestState:
         end = self.plan.prompt_len + self.plan.blocks[self.open_blocks - 1].end
         first = int(self.candidates[0]) if self.candidates.size else start
         self.kept.plan(OpenBlock(start, end, first))
-        if self.block_step < self.plan.blocks[self.block].steps - 1:
-            if self.kept.first_alone and self.candidates.size:
-                self.selections = (Selection(1, 1),)
-        elif self.kept.policy.takes_first_alone and self.plan.parameters.pace is None:
-            # What the first one alone has put off is decided in the block's last step.
+        if not self.kept.policy.begins_alone or not self.candidates.size:
+            return
+        if self.block_step == self.plan.blocks[self.block].steps - 1:
+            # Nothing is put off any more, also what a first position alone has put off.
             self.kept.first_alone = False
-            self.selections = (Selection(self.candidates.size, self.candidates.size),)
-        else:
-            self.kept.first_alone = False
+            if self.plan.parameters.pace is None:
+                self.selections = (Selection(self.candidates.size, self.candidates.size),)
+        elif self.kept.first_alone:
+            self.selections = (Selection(1, 1),)
 
     def _select(self) -> tuple[Selection, ...]:
         """How the next step decides its candidates; opens blocks where it may."""
