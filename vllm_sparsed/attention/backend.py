@@ -13,7 +13,7 @@ from vllm_sparsed.kernels.dimensions import HEAD_DIMS
 
 
 class SparsedAttentionBackend(AttentionBackend):
-    """SparseD (arXiv 2509.24014) for bidirectional models, with or without stored keys and values."""
+    """SparseD (arXiv 2509.24014) for bidirectional models."""
 
     supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16, torch.float32]
 

@@ -432,7 +432,7 @@ PARAMETERS: Final[tuple[Parameter, ...]] = (
         "kv_reuse_pages",
         "boolean",
         None,
-        "Allocate memory for keys and values, without which any other kv_reuse than none is refused.",
+        "Allocate memory for keys and values, without which every kv_reuse but none is refused.",
         default_text="true with --attention-backend sparsed, where those of the longest sequence "
         "take less than half of the memory",
         per_request=False,
