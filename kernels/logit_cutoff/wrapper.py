@@ -50,6 +50,8 @@ def logit_cutoff(
             )
     out = torch.empty(num_rows, dtype=torch.float32, device=logits.device)
     if num_rows:
+        import triton
+
         from vllm_sparsed.kernels.logit_cutoff.kernel import logit_cutoff_kernel
 
         logit_cutoff_kernel[(num_rows,)](
@@ -63,7 +65,7 @@ def logit_cutoff(
             SCALED=temperature is not None,
             TOP_P=top_p is not None,
             TOP_K=top_k is not None,
-            BLOCK=BLOCK,
+            BLOCK=min(BLOCK, triton.next_power_of_2(logits.shape[1])),
             WAYS=WAYS,
             num_warps=NUM_WARPS,
         )

@@ -17,7 +17,8 @@ def test_one_request_equals_the_loop(request_: Request) -> None:
 def test_mixed_batch_equals_pytorch(
     chunk: int, wide: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests = [r for r in mixed_batch() if r.dtype == torch.float32]
+    # Some of them: the interpreter takes a second for each, and all are tested alone.
+    requests = [r for r in mixed_batch() if r.dtype == torch.float32][::4]
     through_kernels = [tokens.tolist() for tokens in decode(requests, chunk, wide)]
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert [tokens.tolist() for tokens in decode(requests, chunk, wide)] == through_kernels
