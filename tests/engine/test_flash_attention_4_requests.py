@@ -228,23 +228,20 @@ def test_a_start_compares_it_and_goes_on_without_it(
             raise error
 
     monkeypatch.setattr(flash_attention_4, "check", check)
-    monkeypatch.setattr("vllm.config.get_layers_from_vllm_config", lambda *args: {"0": layer})
     costs = attention_costs((9, 0), 128, torch.bfloat16, fa4=PEER)
     runner: Any = SimpleNamespace(
         store=SimpleNamespace(
             indices=torch.zeros(1, dtype=torch.int16), size=SimpleNamespace(width=9)
         ),
         device=torch.device("meta"),
-        vllm_config=None,
         model_config=SimpleNamespace(dtype=torch.bfloat16),
         settings=SimpleNamespace(
             crossover=Crossover(costs, 8, 128),
             max_model_len=longest,
-            server=SimpleNamespace(block_sizes=lambda max_model_len: [64, 128]),
         ),
         packer=SimpleNamespace(use_flash_attention_4=used.append),
     )
-    startup.compile_kernels(runner)
+    startup.check_flash_attention_4(runner, layer)
     served = longest >= PEER.min_tokens
     assert checked == ([(8, 2)] if served else [])
     assert used == ([PEER] if served and not error else [])

@@ -29,7 +29,6 @@ from vllm_sparsed.config.parameter_table import (
     parameter_table,
     shown,
 )
-from vllm_sparsed.kernels.dimensions import BLOCK_SIZES
 from vllm_sparsed.planning.reuse import Mode
 
 __all__ = [
@@ -131,10 +130,6 @@ class ServerSettings:
     kv_reuse_pages: bool | None
     sparsed_max_canvas: int | None
     sparsed_flash_attention_4: bool
-
-    def block_sizes(self, max_model_len: int) -> list[int]:
-        """All that requests of up to so many tokens can have, asked for or not; ascending."""
-        return list(BLOCK_SIZES)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

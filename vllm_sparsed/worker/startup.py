@@ -2,7 +2,7 @@
 
 import gc
 import time
-from typing import Final
+from typing import Any, Final
 
 import torch
 from vllm.config import get_layers_from_vllm_config
@@ -14,6 +14,7 @@ from vllm_sparsed.attention.pages import PAGE_SIZE, split_pages
 from vllm_sparsed.decoding.algorithms import ALGORITHMS
 from vllm_sparsed.kernels import block_sparse_attention, pattern_building, window_attention
 from vllm_sparsed.kernels.block_sparse_attention import flash_attention_4
+from vllm_sparsed.kernels.dimensions import BLOCK_SIZES
 from vllm_sparsed.logger import init_logger
 from vllm_sparsed.worker.cuda_graphs import MAX_GRAPHS, PassGraphs
 from vllm_sparsed.worker.decoding_warm_up import Asked, candidates_of, warm_up_decoding
@@ -207,24 +208,32 @@ def compile_kernels(runner: DenoisingModelRunner) -> None:
         return
     started = time.perf_counter()
     layer = next(iter(get_layers_from_vllm_config(runner.vllm_config, Attention).values()))
-    settings = runner.settings
-    block_sizes = settings.server.block_sizes(settings.max_model_len)
     for warm_up in (block_sparse_attention.warm_up, pattern_building.warm_up):
         warm_up(
             num_heads=layer.num_heads,
             num_kv_heads=layer.num_kv_heads,
             head_dim=layer.head_size,
             dtype=runner.model_config.dtype,
-            block_sizes=block_sizes,
+            block_sizes=BLOCK_SIZES,
             device=runner.device,
             index_dtype=runner.store.indices.dtype,
         )
     logger.info("Compiled the sparse kernels in %.1f s", time.perf_counter() - started)
+    check_flash_attention_4(runner, layer)
+
+
+def check_flash_attention_4(runner: DenoisingModelRunner, layer: Any) -> None:
+    """Let FlashAttention 4 attend where it is to, once it has been compared with our kernel.
+
+    Args:
+        runner: with its pattern store allocated.
+        layer: any attention layer of the model.
+    """
+    settings = runner.settings
     fa4 = settings.crossover.costs.fa4 if settings.crossover else None
-    if fa4 is None or fa4.block_size not in block_sizes:
+    if fa4 is None or settings.max_model_len < fa4.min_tokens:
         return
-    if settings.max_model_len < fa4.min_tokens:
-        return
+    assert runner.store is not None
     started = time.perf_counter()
     try:
         # Compiles it as well, which takes seconds: no request waits for that.
@@ -257,7 +266,6 @@ def compile_window_kernels(runner: DenoisingModelRunner) -> None:
         return
     started = time.perf_counter()
     layer = next(iter(get_layers_from_vllm_config(runner.vllm_config, Attention).values()))
-    settings = runner.settings
     keys, values = split_pages(layer.kv_cache, layer.head_size)
     window_attention.warm_up(
         num_heads=layer.num_heads,
@@ -265,7 +273,7 @@ def compile_window_kernels(runner: DenoisingModelRunner) -> None:
         head_dim=layer.head_size,
         dtype=runner.model_config.dtype,
         # Windows without patterns count as those with the largest blocks.
-        block_sizes=sorted({*settings.server.block_sizes(settings.max_model_len), PAGE_SIZE}),
+        block_sizes=sorted({*BLOCK_SIZES, PAGE_SIZE}),
         k_pages=keys,
         v_pages=values,
         index_dtype=torch.int16 if runner.store is None else runner.store.indices.dtype,
