@@ -53,6 +53,7 @@ def test_register_imports_nothing_that_only_a_diffusion_model_needs(tmp_path: Pa
             "vllm_sparsed.models.checkpoint_config",
             "vllm_sparsed.models.dream_tokenizer",
             "vllm_sparsed.models.registry",
+            "vllm_sparsed.models.rotary_parameters",
             "vllm_sparsed.plugin",
         ]
     )

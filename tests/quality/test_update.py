@@ -11,7 +11,7 @@ from small_model.training.model import Model, Shape
 from small_model.training.optimizers import make_optimizers
 from small_model.training.update import Update
 
-STAGE = Stage(3, 256, False, 0.5, (("multi_key", 0.5), ("report", 0.5)))
+STAGE = Stage(3, 320, False, 0.5, (("multi_key", 0.5), ("report", 0.5)))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
