@@ -62,14 +62,19 @@ def test_bfloat16(name: str) -> None:
 
 
 @MODELS
-def test_attention_layers(name: str) -> None:
-    loaded = LoadedModel(GOLDEN / name, load_format="dummy")
+@pytest.mark.parametrize("pages", [True, False])
+def test_attention_layers(name: str, pages: bool) -> None:
+    config = {"diffusion": {"kv_reuse_pages": pages}}
+    loaded = LoadedModel(GOLDEN / name, load_format="dummy", additional_config=config)
     layers = [m for m in loaded.model.modules() if isinstance(m, BidirectionalAttention)]
     assert [layer.layer_index for layer in layers] == [0, 1]
     assert [layer.layer_name for layer in layers] == [
         f"model.layers.{index}.self_attn.attn" for index in range(2)
     ]
-    assert all(layer.get_kv_cache_spec(loaded.vllm_config) is None for layer in layers)
+    for layer in layers:
+        spec = layer.get_kv_cache_spec(loaded.vllm_config)
+        assert (spec is not None) == pages
+        assert spec is None or (spec.block_size, spec.non_causal) == (128, True)
     assert all(layer.attn_backend.get_name() == "SPARSED" for layer in layers)
     assert loaded.logits(sequences())[1].isfinite().all()
 
