@@ -15,7 +15,7 @@ from vllm import LLM
 
 from tests.engine.golden_engine import start_golden
 from tests.engine.http_server import SPARSED, Server, make_checkpoint, serve
-from tests.engine.inspection import MAX_BATCH_TOKENS
+from tests.engine.inspection import MAX_BATCH_TOKENS, MAX_NUM_SEQS
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +58,7 @@ def server(
     }
     options = {
         "--scheduling-policy": "priority",
-        "--max-num-seqs": "16",
+        "--max-num-seqs": str(MAX_NUM_SEQS),
         "--max-num-batched-tokens": str(MAX_BATCH_TOKENS),
         "--profiler-config": json.dumps(profiler),
         # For the page that shows canvases: which requests may be watched, and from where.

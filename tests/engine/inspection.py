@@ -9,6 +9,7 @@ from vllm_sparsed.worker.model_runner import DenoisingModelRunner
 
 MAX_MODEL_LEN = 640
 MAX_BATCH_TOKENS = 2048
+MAX_NUM_SEQS = 16
 
 
 def runner_of(llm: LLM) -> DenoisingModelRunner:

@@ -17,6 +17,7 @@ from openai import OpenAI
 
 from tests.engine.golden_cases import GoldenCase, load_cases
 from tests.engine.http_server import MODEL_NAME, Server, completion_body
+from tests.engine.inspection import MAX_NUM_SEQS
 from tests.golden.parallel_cases import ParallelCase, parallel_cases
 
 CASES = load_cases("llada-mha")
@@ -262,7 +263,7 @@ def check_disconnection(server: Server) -> None:
 
 
 def test_priority(server: Server) -> None:
-    """Three long requests fill the token budget; of those that wait, the urgent one goes first."""
+    """Requests take all places; when one is free, the urgent one of those that wait gets it."""
     in_time(lambda: check_priority(server))
 
 
@@ -270,11 +271,11 @@ def check_priority(server: Server) -> None:
     rng = random.Random(0)
     finished: list[str] = []
 
-    def send(name: str, priority: int, prompt_len: int, steps: int) -> None:
+    def send(name: str, priority: int, canvas: int, steps: int) -> None:
         body = completion_body(
             DENSE_CASES[0],
-            prompt=[rng.randrange(3, 383) for _ in range(prompt_len)],
-            max_tokens=640 - prompt_len,
+            prompt=[rng.randrange(3, 383) for _ in range(10)],
+            max_tokens=canvas,
             priority=priority,
             vllm_xargs={"diffusion_steps": steps, "sparsed_enabled": 0},
         )
@@ -291,13 +292,14 @@ def check_priority(server: Server) -> None:
         return bool(finished)
 
     try:
+        for i in range(MAX_NUM_SEQS - 1):
+            start(f"long-{i}", 0, 240, 240)
+        start("shorter", 0, 240, 160)
+        wait_for(lambda: server.metric(RUNNING) == MAX_NUM_SEQS, ended)
         for i in range(3):
-            start(f"long-{i}", 0, 400, 240)
-        wait_for(lambda: server.metric(RUNNING) == 3, ended)
-        for i in range(3):
-            start(f"later-{i}", 5, 600, 4)
+            start(f"later-{i}", 5, 20, 4)
         wait_for(lambda: server.metric("vllm:num_requests_waiting") == 3, ended)
-        start("urgent", -5, 600, 4)
+        start("urgent", -5, 20, 4)
         wait_for(lambda: server.metric("vllm:num_requests_waiting") == 4, ended)
     finally:
         for thread in threads:
