@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from vllm.engine.arg_utils import EngineArgs
+from vllm.envs import disable_envs_cache
 from vllm.platforms.interface import DeviceCapability
 from vllm.v1.attention.backend import AttentionType
 
@@ -140,6 +141,8 @@ def test_refused_option(options: dict[str, Any], message: str) -> None:
 
 
 def test_the_rust_front_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # An engine of another test in this process has vLLM remember its variables.
+    disable_envs_cache()
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
     with pytest.raises(ValueError, match="VLLM_USE_RUST_FRONTEND is not supported"):
         create()
