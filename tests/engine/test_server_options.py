@@ -61,10 +61,11 @@ def test_start_up_line(server: Server) -> None:
     """At the default level, once, with the settings and the size of the store."""
     lines = re.findall(r"INFO .* SparseD: (.*)", server.log.read_text())
     assert len(lines) == 1
-    # 2048 tokens are 128 blocks of 16, and an eighth more; a row keeps most where a sequence of 40
+    # 2048 tokens are 128 blocks of 16, and an eighth more, once for long and once for short requests;
+    # a row keeps most where a sequence of 40
     # blocks is half prompt: its 20 blocks and 11 of the canvas.
     assert lines[0].startswith(
-        "skip 0.2, select 0.5, block size 16; pattern store of 144 rows x 31 blocks "
+        "skip 0.2, select 0.5, block size 16; pattern store of 288 rows x 31 blocks "
         "for 2 layers and 16 heads: 0.0 GiB"
     )
     assert "density" not in server.log.read_text()
