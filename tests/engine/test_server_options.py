@@ -61,7 +61,7 @@ def test_start_up_line(server: Server) -> None:
     """At the default level, once, with the settings and the size of the store."""
     lines = re.findall(r"INFO .* SparseD: (.*)", server.log.read_text())
     assert len(lines) == 1
-    # 2048 tokens are 128 blocks of 16, and an eighth more, once for long and once for short requests;
+    # 2048 tokens are 128 blocks of 16, and an eighth more, for long and for short requests each;
     # a row keeps most where a sequence of 40
     # blocks is half prompt: its 20 blocks and 11 of the canvas.
     assert lines[0].startswith(
