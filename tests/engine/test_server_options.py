@@ -62,8 +62,7 @@ def test_start_up_line(server: Server) -> None:
     lines = re.findall(r"INFO .* SparseD: (.*)", server.log.read_text())
     assert len(lines) == 1
     # 2048 tokens are 128 blocks of 16, and an eighth more, for long and for short requests each;
-    # a row keeps most where a sequence of 40
-    # blocks is half prompt: its 20 blocks and 11 of the canvas.
+    # a row keeps most where a sequence of 40 blocks is half prompt: its 20 and 11 of the canvas.
     assert lines[0].startswith(
         "skip 0.2, select 0.5, block size 16; pattern store of 288 rows x 31 blocks "
         "for 2 layers and 16 heads: 0.0 GiB"
